@@ -1,0 +1,428 @@
+"""The truth about every job: records, the waiting index, leases and due times, in Redis.
+
+Each change of a job's state is one Lua script, so one transaction. See storage/scripts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import redis
+
+from storage.job import Failure, InpaintJob, JobStatus, Priority
+from storage.redis_client import PREFIX, Scripts, open_redis, redis_outages
+from storage.settings import DAY_SECONDS, StorageSettings
+
+__all__ = [
+    "DONE_CHANNEL",
+    "Beat",
+    "Idempotency",
+    "IdempotencyConflict",
+    "JobStore",
+    "Pulse",
+    "QueueFull",
+    "Runtime",
+    "open_redis",
+]
+
+DONE_CHANNEL = PREFIX + "done"
+IDEMPOTENCY_SECONDS = DAY_SECONDS
+WORKER_SILENCE_SECONDS = 10.0
+RUNTIME_WEIGHT = 0.3  # of the newest run in the moving average
+HOLD_SECONDS = 60.0
+LEASES_AT_ONCE = 100
+PRIORITIES = sorted((priority.value for priority in Priority), reverse=True)
+
+ExpiryKind = Literal["results", "records", "inputs", "deliveries"]
+
+
+class QueueFull(Exception):
+    """This key has as many jobs waiting as it may have."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(self.__doc__)
+        self.waiting = waiting
+
+
+class IdempotencyConflict(Exception):
+    """The idempotency key was used before, with another body."""
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """A client's own name for a submission (scoped to its API key), and a digest of the body."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a worker says about a job it holds."""
+
+    job_id: str
+    fence: int
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What it hears back. Not alive: the lease is another's now, or the job is over."""
+
+    alive: bool
+    cancelled: bool
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A moving average over finished jobs: seconds from claim to stored, per UNet evaluation."""
+
+    seconds_per_evaluation: float
+    jobs: int
+
+
+class JobStore:
+    """All methods raise StorageUnavailable while Redis is out of service."""
+
+    def __init__(
+        self, client: redis.Redis, settings: StorageSettings, *, clock: Callable[[], float] | None = None
+    ) -> None:
+        self._redis: Any = client  # redis-py's types do not know that answers are decoded
+        self._settings = settings
+        self._clock = clock
+        scripts = Scripts(client)
+        self._submit = scripts.load("submit")
+        self._claim = scripts.load("claim")
+        self._transition = scripts.load("transition")
+        self._heartbeat = scripts.load("heartbeat")
+        self._position = scripts.load("position")
+        self._take_due = scripts.load("take_due")
+
+    # -- the API's side ---------------------------------------------------------------------------
+
+    def submit(
+        self, job: InpaintJob, *, max_waiting: int | None = None, idempotency: Idempotency | None = None
+    ) -> InpaintJob:
+        """Store the job, in the waiting index unless it is final already; answers it with its number.
+
+        With an idempotency key that is known, answers the job stored then. Raises QueueFull and
+        IdempotencyConflict. Storing the same job twice stores it once.
+        """
+        submission: dict[str, Any] = {
+            "job_id": job.job_id,
+            "image_id": job.image_id,
+            "key_id": job.key_id,
+            "priority": job.priority.value,
+            "priorities": PRIORITIES,
+            "model": job.model,
+            "status": job.status.value,
+        }
+        if max_waiting is not None:
+            submission["max_waiting"] = max_waiting
+        if idempotency is not None:
+            submission["idempotency"] = {
+                "key": idempotency.key,
+                "fingerprint": idempotency.fingerprint,
+                "seconds": IDEMPOTENCY_SECONDS,
+            }
+        if job.status.is_final:
+            submission["ending"] = self._ending(job)
+        with redis_outages():
+            outcome, value = self._submit(self._given_now(), json.dumps(submission), _dump(job))
+        if outcome == "full":
+            raise QueueFull(int(value))
+        if outcome == "conflict":
+            raise IdempotencyConflict(IdempotencyConflict.__doc__)
+        stored = self.get(value)
+        if stored is None:
+            raise LookupError(f"job {value} vanished while it was submitted")
+        return stored
+
+    def get(self, job_id: str) -> InpaintJob | None:
+        with redis_outages():
+            return _load(self._redis.hgetall(_key("job", job_id)))
+
+    def by_number(self, number: int) -> InpaintJob | None:
+        return self._by_alias(_key("number", number))
+
+    def by_image_id(self, image_id: str) -> InpaintJob | None:
+        return self._by_alias(_key("image", image_id))
+
+    def position(self, job: InpaintJob) -> int:
+        """How many jobs will be claimed before this one; 0 as well for a job that no longer waits."""
+        with redis_outages():
+            return int(self._position(job.job_id, json.dumps(PRIORITIES)) or 0)
+
+    def waiting_count(self, key_id: str | None = None) -> int:
+        """Jobs in the waiting index: one key's, or all."""
+        with redis_outages():
+            rings = {p: [key_id] if key_id else self._redis.zrange(_key("waiting", p), 0, -1) for p in PRIORITIES}
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for priority, key_ids in rings.items():
+                    for each in key_ids:
+                        pipeline.zcard(_key("waiting", priority, each))
+                return sum(pipeline.execute())
+
+    def processing(self) -> list[InpaintJob]:
+        with redis_outages(), self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in self._redis.zrange(_key("leases"), 0, -1):
+                pipeline.hgetall(_key("job", job_id))
+            jobs = [_load(fields) for fields in pipeline.execute()]
+        return [job for job in jobs if job is not None]
+
+    def cancel(self, job_id: str) -> InpaintJob | None:
+        """A queued job is cancelled now; a running one leaves at its next step; a final one stays."""
+        while (job := self.get(job_id)) is not None:
+            if job.status is JobStatus.QUEUED:
+                if self._change(job, job.cancelled(at=self.now())):
+                    break
+            elif job.status is JobStatus.PROCESSING:
+                with redis_outages():
+                    self._redis.hset(_key("job", job_id), "cancel", "1")
+                break
+            else:
+                break
+        return self.get(job_id)
+
+    # -- the worker's side ------------------------------------------------------------------------
+
+    def claim_next(self, *, worker: str, resident_models: Collection[str] = ()) -> InpaintJob | None:
+        """Take the job whose turn it is: highest priority, then round robin over keys, then oldest.
+
+        A job whose model is resident may go first, until another has waited `model_patience_seconds`.
+        """
+        arguments = (
+            self._settings.lease_seconds,
+            self._settings.model_patience_seconds,
+            json.dumps(list(resident_models)) if resident_models else "[]",
+            json.dumps(PRIORITIES),
+        )
+        with redis_outages():
+            claim = self._claim(self._given_now(), *arguments)
+            if not claim:
+                return None
+            fields, now = claim
+            before = _load(dict(zip(fields[::2], fields[1::2], strict=True)))
+            if before is None:
+                raise LookupError("a job without a record stood in the waiting index")
+            self._redis.hset(_key("job", before.job_id), "worker", worker)
+        return before.claimed(at=float(now))
+
+    def heartbeat(self, beats: Sequence[Beat]) -> dict[str, Pulse]:
+        """Renew the leases of the jobs held, write their progress, hear of cancels: one round trip."""
+        if not beats:
+            return {}
+        rows = [[beat.job_id, beat.fence, beat.step, beat.num_steps] for beat in beats]
+        with redis_outages():
+            answers = self._heartbeat(self._given_now(), self._settings.lease_seconds, json.dumps(rows))
+        return {
+            beat.job_id: Pulse(alive=answer != "lost", cancelled=answer == "cancel")
+            for beat, answer in zip(beats, answers, strict=True)
+        }
+
+    def finish(self, job: InpaintJob) -> bool:
+        """End a claim: `job` is the claimed job after its last verb (an outcome, or back to the queue).
+
+        False: the lease was lost to another, and nothing was changed. A job that goes back although its
+        client cancelled it is cancelled.
+        """
+        return self._end_claim(job, only_expired=False)
+
+    def return_expired_leases(self) -> list[InpaintJob]:
+        """Jobs whose worker went silent: back to the queue, or failed after the last attempt."""
+        with redis_outages():
+            expired = self._redis.zrangebyscore(_key("leases"), "-inf", self.now(), start=0, num=LEASES_AT_ONCE)
+        changed = []
+        for job_id in expired:
+            job = self.get(job_id)
+            if job is None or job.status is not JobStatus.PROCESSING:
+                with redis_outages():
+                    self._redis.zrem(_key("leases"), job_id)
+            elif self._end_claim(after := self._after_lost_worker(job), only_expired=True):
+                changed.append(after)
+        return changed
+
+    def _after_lost_worker(self, job: InpaintJob) -> InpaintJob:
+        if job.attempts < self._settings.max_attempts:
+            return job.returned()
+        message = f"The worker was lost {job.attempts} times while it painted this job."
+        return job.failed(Failure(code="worker_lost", message=message), at=self.now())
+
+    def _end_claim(self, job: InpaintJob, *, only_expired: bool) -> bool:
+        if job.status is JobStatus.QUEUED and (stored := self.get(job.job_id)) and stored.cancel_requested:
+            job = job.cancelled(at=self.now())
+        return self._change(job, job, was=JobStatus.PROCESSING, only_expired=only_expired)
+
+    # -- workers and their speed ------------------------------------------------------------------
+
+    def heartbeat_worker(self, worker: str, info: Mapping[str, Any]) -> None:
+        """Say that this worker lives; it is forgotten after a few silent seconds."""
+        with redis_outages(), self._redis.pipeline() as pipeline:
+            pipeline.zadd(_key("workers"), {worker: self.now()})
+            pipeline.hset(_key("worker_info"), worker, json.dumps(dict(info)))
+            pipeline.execute()
+
+    def forget_worker(self, worker: str) -> None:
+        with redis_outages(), self._redis.pipeline() as pipeline:
+            pipeline.zrem(_key("workers"), worker)
+            pipeline.hdel(_key("worker_info"), worker)
+            pipeline.execute()
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What the living workers last said of themselves, each with its `worker` name."""
+        with redis_outages():
+            silent_since = self.now() - WORKER_SILENCE_SECONDS
+            for gone in self._redis.zrangebyscore(_key("workers"), "-inf", silent_since):
+                self._redis.hdel(_key("worker_info"), gone)
+            self._redis.zremrangebyscore(_key("workers"), "-inf", silent_since)
+            infos = self._redis.hgetall(_key("worker_info"))
+            living = self._redis.zrange(_key("workers"), 0, -1)
+        return [{"worker": worker, **json.loads(infos[worker])} for worker in living if worker in infos]
+
+    def record_runtime(self, model: str, width: int, height: int, evaluations: int, seconds: float) -> None:
+        """Remember how long a job took. `width` and `height` are those at which the model worked;
+        `evaluations` counts every UNet evaluation of the job (images times steps)."""
+        latest = seconds / max(1, evaluations)
+        field = f"{width}x{height}"
+        with redis_outages():
+            before = self._redis.hget(_key("runtimes", model), field)
+            average, jobs = json.loads(before) if before else (latest, 0)
+            average += RUNTIME_WEIGHT * (latest - average)
+            self._redis.hset(_key("runtimes", model), field, json.dumps([average, jobs + 1]))
+
+    def runtimes(self, model: str) -> dict[tuple[int, int], Runtime]:
+        """By the size at which the model worked."""
+        with redis_outages():
+            rows = self._redis.hgetall(_key("runtimes", model))
+        measured = {}
+        for size, row in rows.items():
+            width, height = size.split("x")
+            average, jobs = json.loads(row)
+            measured[int(width), int(height)] = Runtime(seconds_per_evaluation=average, jobs=jobs)
+        return measured
+
+    # -- what falls due ---------------------------------------------------------------------------
+
+    def claim_due_webhooks(self, limit: int, *, hold_seconds: float) -> list[str]:
+        """Jobs whose webhook is due; each comes again after `hold_seconds` unless it is settled."""
+        with redis_outages():
+            due: list[str] = self._take_due(self._given_now(), "webhooks", limit, hold_seconds)
+        return due
+
+    def set_webhook_due(self, job_id: str, at: float) -> None:
+        with redis_outages():
+            self._redis.zadd(_key("webhooks"), {job_id: at})
+
+    def clear_webhook(self, job_id: str) -> None:
+        with redis_outages():
+            self._redis.zrem(_key("webhooks"), job_id)
+
+    def keep_until(self, kind: ExpiryKind, member: str, at: float) -> None:
+        """Note when something's time is over. Members: object keys for inputs, else job ids."""
+        with redis_outages():
+            self._redis.zadd(_key("expiry", kind), {member: at})
+
+    def claim_expired(self, kind: ExpiryKind, limit: int) -> list[str]:
+        """What is over; whatever is not forgotten comes again after a minute."""
+        with redis_outages():
+            over: list[str] = self._take_due(self._given_now(), f"expiry:{kind}", limit, HOLD_SECONDS)
+        return over
+
+    def forget(self, kind: ExpiryKind, member: str) -> None:
+        with redis_outages():
+            self._redis.zrem(_key("expiry", kind), member)
+
+    def drop_record(self, job_id: str) -> None:
+        """Delete all that is known of a job that is over. Its pictures are the caller's to delete first."""
+        job = self.get(job_id)
+        with redis_outages(), self._redis.pipeline() as pipeline:
+            if job is not None:
+                pipeline.delete(_key("number", job.number), _key("image", job.image_id))
+            pipeline.delete(_key("job", job_id))
+            pipeline.zrem(_key("webhooks"), job_id)
+            pipeline.zrem(_key("expiry", "records"), job_id)
+            pipeline.execute()
+
+    def ping(self) -> None:
+        with redis_outages():
+            self._redis.ping()
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock that leases and due times go by (Redis' own)."""
+        if self._clock is not None:
+            return self._clock()
+        with redis_outages():
+            seconds, microseconds = self._redis.time()
+        return float(seconds + microseconds / 1e6)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _change(
+        self,
+        before: InpaintJob,
+        after: InpaintJob,
+        *,
+        was: JobStatus | None = None,
+        only_expired: bool = False,
+    ) -> bool:
+        change: dict[str, Any] = {
+            "job_id": after.job_id,
+            "key_id": after.key_id,
+            "priority": after.priority.value,
+            "number": after.number,
+            "status": after.status.value,
+            "attempts": after.attempts,
+            "fence": after.fence,
+            "expected_status": (was or before.status).value,
+            "only_expired": only_expired,
+        }
+        if after.status.is_final:
+            change["ending"] = self._ending(after)
+        with redis_outages():
+            return bool(self._transition(self._given_now(), json.dumps(change), _dump(after)))
+
+    def _ending(self, job: InpaintJob) -> dict[str, Any]:
+        ending: dict[str, Any] = {
+            "webhook": job.webhook_url is not None,
+            "record_ttl": self._settings.record_ttl,
+        }
+        if job.images:
+            ttl = self._settings.temporary_result_ttl if job.temporary else self._settings.result_ttl
+            ending["results_ttl"] = ttl
+        return ending
+
+    def _by_alias(self, alias: str) -> InpaintJob | None:
+        with redis_outages():
+            job_id = self._redis.get(alias)
+        return self.get(job_id) if job_id else None
+
+    def _given_now(self) -> str:
+        return "" if self._clock is None else repr(self._clock())
+
+
+def _key(*parts: object) -> str:
+    return PREFIX + ":".join(str(part) for part in parts)
+
+
+def _dump(job: InpaintJob) -> str:
+    return json.dumps(job.to_record(), sort_keys=True)
+
+
+def _load(fields: Mapping[str, str]) -> InpaintJob | None:
+    if not fields:
+        return None
+    record = json.loads(fields["record"])
+    record["number"] = int(fields["number"])
+    record["status"] = fields["status"]
+    record["fence"] = int(fields["fence"])
+    record["attempts"] = int(fields["attempts"])
+    record["cancel_requested"] = "cancel" in fields
+    if fields["status"] == JobStatus.PROCESSING:
+        record["started_at"] = float(fields["started_at"])
+        record["step"] = int(fields.get("step", 0))
+        record["num_steps"] = int(fields.get("num_steps", 0))
+    return InpaintJob.from_record(record)

@@ -1,0 +1,224 @@
+"""The models file as both sides read it: which models there are, and each one's defaults."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from storage.schedulers import SCHEDULERS
+from storage.settings import StorageSettings
+
+SIZE_STEP = 8
+BUILTIN_MODELS_FILE = Path(__file__).parent / "builtin_models.toml"
+BUILTIN_DIR = Path(__file__).parent.parent / "worker" / "builtin"
+
+
+class BadModelsFile(Exception):
+    """The models file cannot be used; the text says where and why."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder in diffusers' layout."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """One .safetensors checkpoint, and a folder in diffusers' layout that holds its configuration."""
+
+    path: Path
+    config: Path
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository of the Hugging Face hub; `inpaintd models pull` puts it into `path`."""
+
+    repo_id: str
+    revision: str | None
+    path: Path
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model: how it is called, where it lies, what it does when a job does not say. Sizes in pixels."""
+
+    id: str
+    aliases: tuple[str, ...]
+    name: str
+    description: str
+    family: str
+    source: Folder | SingleFile | Hub
+    native_size: int
+    min_size: int
+    max_size: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    prompt_suffix: str
+    negative_prompt: str
+
+    def worked_size(self, width: int, height: int) -> tuple[int, int]:
+        """The size at which the model works for a result of `width` × `height`.
+
+        The nearest it supports: inside its limits, multiples of 8, the shape kept as far as they allow.
+        """
+        shrink = min(1.0, self.max_size / max(width, height))
+        grow = max(1.0, self.min_size / min(width, height) / shrink)
+        return self._supported(width * shrink * grow), self._supported(height * shrink * grow)
+
+    def _supported(self, length: float) -> int:
+        multiple = int(length / SIZE_STEP + 0.5) * SIZE_STEP
+        return max(self.min_size, min(self.max_size, multiple))
+
+
+@dataclass(frozen=True)
+class ModelCatalog:
+    entries: tuple[ModelEntry, ...]
+    default: ModelEntry
+
+    def find(self, name: str) -> ModelEntry | None:
+        """The model with this id or alias."""
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, ModelEntry]:
+        names = {alias: entry for entry in self.entries for alias in entry.aliases}
+        return names | {entry.id: entry for entry in self.entries}
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    aliases: tuple[str, ...] = ()
+    name: str = ""
+    description: str = ""
+    family: Literal["sd"] = "sd"
+    folder: Path | None = None
+    file: Path | None = None
+    config: Path | None = None
+    hub: str | None = None
+    revision: str | None = None
+    native_size: PositiveInt = 512
+    min_size: Annotated[int, Field(ge=SIZE_STEP, multiple_of=SIZE_STEP)] = 64
+    max_size: Annotated[int, Field(ge=SIZE_STEP, multiple_of=SIZE_STEP)] = 1024
+    num_inference_steps: PositiveInt = 20
+    guidance_scale: float = 7.5
+    scheduler: str = "DDIMScheduler"
+    prompt_suffix: str = ""
+    negative_prompt: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> _Entry:
+        if sum(place is not None for place in (self.folder, self.file, self.hub)) != 1:
+            raise ValueError("give exactly one of folder, file and hub")
+        if (self.file is None) != (self.config is None):
+            raise ValueError("file and config (a folder with the model's configuration) come together")
+        if self.scheduler not in SCHEDULERS:
+            raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}")
+        if self.min_size > self.max_size:
+            raise ValueError("min_size is above max_size")
+        return self
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default: str | None = None
+    models: dict[str, _Entry] = {}
+
+
+def load_catalog(settings: StorageSettings) -> ModelCatalog:
+    """Read the models file beside the built-in models.
+
+    A model of the file whose id is a built-in's replaces it; the file's `default` (an id) takes the
+    place of the built-in default, whose aliases then lead to it too. Relative paths start at the file.
+    Raises BadModelsFile.
+    """
+    builtin = _read(BUILTIN_MODELS_FILE)
+    entries = _entries(builtin, BUILTIN_DIR, settings)
+    default_id = builtin.default
+    if settings.models_file is not None:
+        own = _read(settings.models_file)
+        entries |= _entries(own, settings.models_file.resolve().parent, settings)
+        default_id = own.default or default_id
+    if default_id not in entries:
+        raise BadModelsFile(f"The default model {default_id!r} is not among: {', '.join(entries)}")
+    return _catalog(entries, default_id, moved_from=builtin.default)
+
+
+def _catalog(entries: dict[str, ModelEntry], default_id: str, moved_from: str | None) -> ModelCatalog:
+    if moved_from and moved_from != default_id and moved_from in entries:
+        old, new = entries[moved_from], entries[default_id]
+        named = {name for entry in entries.values() if entry is not old for name in (entry.id, *entry.aliases)}
+        inherited = tuple(alias for alias in old.aliases if alias not in named)
+        entries = entries | {
+            old.id: _with_aliases(old, ()),
+            new.id: _with_aliases(new, (*new.aliases, *inherited)),
+        }
+    _refuse_shared_names(entries)
+    return ModelCatalog(entries=tuple(entries.values()), default=entries[default_id])
+
+
+def _refuse_shared_names(entries: dict[str, ModelEntry]) -> None:
+    owner: dict[str, str] = {}
+    for entry in entries.values():
+        for name in (entry.id, *entry.aliases):
+            if owner.setdefault(name, entry.id) != entry.id:
+                raise BadModelsFile(f"The name {name!r} belongs to both {owner[name]!r} and {entry.id!r}")
+
+
+def _with_aliases(entry: ModelEntry, aliases: tuple[str, ...]) -> ModelEntry:
+    return replace(entry, aliases=aliases)
+
+
+def _read(path: Path) -> _File:
+    try:
+        return _File.model_validate(tomllib.loads(path.read_text()))
+    except OSError as error:
+        raise BadModelsFile(f"The models file {path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadModelsFile(f"The models file {path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadModelsFile(f"The models file {path} is wrong at {where}: {first['msg']}") from error
+
+
+def _entries(file: _File, base: Path, settings: StorageSettings) -> dict[str, ModelEntry]:
+    return {
+        model_id: ModelEntry(
+            id=model_id,
+            aliases=entry.aliases,
+            name=entry.name or model_id,
+            description=entry.description,
+            family=entry.family,
+            source=_source(model_id, entry, base, settings),
+            native_size=entry.native_size,
+            min_size=entry.min_size,
+            max_size=entry.max_size,
+            num_inference_steps=entry.num_inference_steps,
+            guidance_scale=entry.guidance_scale,
+            scheduler=entry.scheduler,
+            prompt_suffix=entry.prompt_suffix,
+            negative_prompt=entry.negative_prompt,
+        )
+        for model_id, entry in file.models.items()
+    }
+
+
+def _source(model_id: str, entry: _Entry, base: Path, settings: StorageSettings) -> Folder | SingleFile | Hub:
+    if entry.hub is not None:
+        return Hub(repo_id=entry.hub, revision=entry.revision, path=settings.models_dir / model_id)
+    if entry.file is not None and entry.config is not None:
+        return SingleFile(path=base / entry.file, config=base / entry.config)
+    if entry.folder is not None:
+        return Folder(path=base / entry.folder)
+    raise AssertionError("_Entry has checked that there is one")

@@ -1,0 +1,55 @@
+"""One way to reach Redis: bounded in time, its scripts loaded once, its outages in our own words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from storage.errors import StorageUnavailable
+from storage.settings import StorageSettings
+
+PREFIX = "inpaintd:"
+RETRY_AFTER_SECONDS = 0.05
+
+
+def open_redis(settings: StorageSettings) -> redis.Redis:
+    """A thread-safe client. One quick second try covers a connection that an idle time-out closed."""
+    return redis.Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        decode_responses=True,
+        socket_timeout=settings.redis_timeout_seconds,
+        socket_connect_timeout=settings.redis_timeout_seconds,
+        retry=Retry(ConstantBackoff(RETRY_AFTER_SECONDS), 1),
+    )
+
+
+@contextmanager
+def redis_outages() -> Iterator[None]:
+    """Turn every way in which Redis can be out of service into StorageUnavailable."""
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError) as error:
+        raise StorageUnavailable(f"Redis: {type(error).__name__}") from error
+
+
+class Scripts:
+    """The Lua files of storage/scripts, each behind the common beginning, by name."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._folder = resources.files("storage") / "scripts"
+        self._common = (self._folder / "common.lua").read_text()
+
+    def load(self, name: str) -> Callable[..., Any]:
+        """A callable that runs the script with its arguments; the caller translates outages."""
+        script = self._client.register_script(self._common + (self._folder / f"{name}.lua").read_text())
+        return lambda *args: script(args=args)

@@ -1,0 +1,42 @@
+-- ARGV: now, lease seconds, patience seconds, resident models (JSON list), priorities (JSON, highest first).
+-- Answers the job's hash as it was before, and the time of the claim.
+local KEYS_LOOKED_AT, JOBS_LOOKED_AT = 64, 32
+local now = now_or(ARGV[1])
+local patience = tonumber(ARGV[3])
+local resident = {}
+for _, model in ipairs(cjson.decode(ARGV[4])) do resident[model] = true end
+
+-- The ring's first job, unless it can wait and one near the front needs no model to be loaded.
+local function choose(priority)
+  local ring = redis.call('ZRANGE', key('waiting', priority), 0, KEYS_LOOKED_AT - 1)
+  local first, first_key
+  for _, key_id in ipairs(ring) do
+    for _, job_id in ipairs(redis.call('ZRANGE', key('waiting', priority, key_id), 0, JOBS_LOOKED_AT - 1)) do
+      local facts = redis.call('HMGET', key('job', job_id), 'model', 'queued_at')
+      if not first then
+        first, first_key = job_id, key_id
+        if next(resident) == nil or now - tonumber(facts[2]) > patience then return first, first_key end
+      end
+      if resident[facts[1]] then return job_id, key_id end
+    end
+  end
+  return first, first_key
+end
+
+for _, priority in ipairs(cjson.decode(ARGV[5])) do
+  local job_id, key_id = choose(priority)
+  if job_id then
+    local stored = key('job', job_id)
+    local before = redis.call('HGETALL', stored)
+    local turn = redis.call('INCR', key('turn'))
+    redis.call('HSET', key('turns'), key_id, turn)
+    redis.call('ZADD', key('waiting', priority), turn, key_id)
+    leave_waiting(job_id, key_id, priority)
+    redis.call('HINCRBY', stored, 'fence', 1)
+    redis.call('HINCRBY', stored, 'attempts', 1)
+    redis.call('HSET', stored, 'status', 'processing', 'started_at', tostring(now), 'step', 0, 'num_steps', 0)
+    redis.call('ZADD', key('leases'), now + tonumber(ARGV[2]), job_id)
+    return { before, tostring(now) }
+  end
+end
+return false

@@ -1,0 +1,34 @@
+-- What every script starts with. Key names are built here: one Redis, no cluster.
+-- Times are seconds since the epoch, by Redis' own clock unless the caller (a test) brings one.
+local PREFIX = 'inpaintd:'
+
+local function key(...)
+  return PREFIX .. table.concat({ ... }, ':')
+end
+
+local function now_or(given)
+  if given ~= '' then return tonumber(given) end
+  local time = redis.call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
+-- A key (a client) stands in the ring of its priority while it has jobs waiting; its place there is
+-- the turn at which it was last served, so the one that waited longest comes first.
+local function enter_waiting(job_id, key_id, priority, number)
+  redis.call('ZADD', key('waiting', priority, key_id), number, job_id)
+  redis.call('ZADD', key('waiting', priority), redis.call('HGET', key('turns'), key_id) or 0, key_id)
+end
+
+local function leave_waiting(job_id, key_id, priority)
+  local jobs = key('waiting', priority, key_id)
+  redis.call('ZREM', jobs, job_id)
+  if redis.call('ZCARD', jobs) == 0 then redis.call('ZREM', key('waiting', priority), key_id) end
+end
+
+-- What happens once, in the transaction in which a job ends.
+local function conclude(job_id, ending, now)
+  if ending.webhook then redis.call('ZADD', key('webhooks'), now, job_id) end
+  if ending.results_ttl then redis.call('ZADD', key('expiry', 'results'), now + ending.results_ttl, job_id) end
+  redis.call('ZADD', key('expiry', 'records'), now + ending.record_ttl, job_id)
+  redis.call('PUBLISH', key('done'), job_id)
+end

@@ -1,0 +1,13 @@
+"""What every test has: one thread for arithmetic, no proxies, the servers."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+from tests.servers import redis_server, redis_url
+
+__all__ = ["redis_server", "redis_url"]
