@@ -1,0 +1,88 @@
+"""Writes environment.example from the settings classes: `python -m deploy.environment_example`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from api.dispatcher import DispatcherSettings
+from api.settings import ApiSettings
+from api.webhooks import WebhookSettings
+from deploy.protected_flower import FlowerSettings
+from storage.settings import EnvironmentSettings, StorageSettings
+from worker.settings import WorkerSettings
+
+FILE = Path(__file__).parent / "environment.example"
+COMMENT_WIDTH = 100
+BEGINNING = (
+    "Every setting, with its default. All are environment variables; a line counts once its # is gone. "
+    "To use a copy of this file:",
+    "    set -a; . ./my.environment; set +a; bash deploy/up",
+    "Relative paths start at the root of the repository. The value of NAME may also lie in a file that NAME_FILE "
+    "names: the way for secrets. deploy/up puts pictures and models into STATE_DIR unless IMAGE_DIR and MODELS_DIR "
+    "say otherwise.",
+)
+# What the scripts of deploy/ read themselves: name, default, meaning.
+LOCAL = (
+    ("STATE_DIR", "var", "Where all state lies: Redis's file, pictures, logs, the development key, passwords."),
+    ("API_PORT", "8080", "The API's port."),
+    ("API_ADDRESS", "127.0.0.1", "The address that the API listens at."),
+    ("API_PROCESSES", "1", "gunicorn's worker processes."),
+    ("API_THREADS", "320", "Threads of each of them; a client that waits for its picture holds one."),
+    ("REDIS_PORT", "16379", "The embedded Redis' port, on 127.0.0.1. There is none where REDIS_URL is set."),
+    ("READY_TIMEOUT_SECONDS", "300", "How long deploy/up waits for all parts and the sample picture."),
+    ("TORCH_BUILD", "auto", "Which build of torch to install: auto, cpu, cu128, … (uv's --torch-backend)."),
+    ("PYTHON", "", "The Python 3.11 or newer that .venv is made with; empty: the first one on the PATH."),
+)
+# What boto3 reads itself.
+AWS = (
+    ("AWS_ACCESS_KEY_ID", "", "For the object store, as boto3 reads it; so are the other usual AWS variables."),
+    ("AWS_SECRET_ACCESS_KEY", "", "Its secret."),
+)
+CLASSES: tuple[tuple[str, type[EnvironmentSettings]], ...] = (
+    ("Storage: read by every part", StorageSettings),
+    ("API", ApiSettings),
+    ("Webhooks", WebhookSettings),
+    ("Dispatcher", DispatcherSettings),
+    ("Worker", WorkerSettings),
+    ("Flower", FlowerSettings),
+)
+
+
+def rendered() -> str:
+    lines = [line for paragraph in BEGINNING for line in _comment(paragraph)]
+    for title, rows in (("This machine's installation: deploy/up, deploy/down", LOCAL), ("S3", AWS)):
+        lines += ["", "", f"# == {title}"]
+        for name, default, meaning in rows:
+            lines += ["", *_comment(meaning), f"#{name}={default}"]
+    for title, settings in CLASSES:
+        lines += ["", "", f"# == {title}"]
+        for name, field in settings.model_fields.items():
+            lines += ["", *_comment(field.description or ""), f"#{name.upper()}={_default(field)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> Iterator[str]:
+    return (f"# {line}" for line in textwrap.wrap(text, COMMENT_WIDTH))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    value = field.get_default()
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    FILE.write_text(rendered())
