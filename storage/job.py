@@ -137,9 +137,11 @@ class InpaintJob:
         images: tuple[ResultImage, ...],
         *,
         at: float,
+        num_steps: int = 0,
         nsfw: bool = False,
         notes: Mapping[str, Any] | None = None,
     ) -> InpaintJob:
+        """`num_steps`: the UNet evaluations that each picture took."""
         self._expect(JobStatus.PROCESSING)
         return self._evolve(
             status=JobStatus.SUCCEEDED,
@@ -147,7 +149,8 @@ class InpaintJob:
             nsfw=nsfw,
             notes=dict(notes or {}),
             finished_at=at,
-            step=self.num_steps,
+            step=num_steps,
+            num_steps=num_steps,
         )
 
     def failed(self, failure: Failure, *, at: float) -> InpaintJob:

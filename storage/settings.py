@@ -46,24 +46,29 @@ class EnvironmentSettings(BaseSettings):
 
 
 class StorageSettings(EnvironmentSettings):
-    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="The Redis that holds the jobs. deploy/up starts one of its own where this is unset.",
+    )
     broker_url: SecretStr | None = Field(None, description="The Celery broker; REDIS_URL where unset.")
-    redis_timeout_seconds: PositiveFloat = 5.0
+    redis_timeout_seconds: PositiveFloat = Field(5.0, description="How long one answer of Redis may take.")
 
     image_dir: Path = Field(Path("var/images"), description="Where pictures lie when S3_BUCKET is unset.")
-    s3_endpoint: str | None = None
-    s3_bucket: str | None = None
-    s3_region: str = "us-east-1"
+    s3_endpoint: str | None = Field(None, description="The object store's URL; unset with S3_BUCKET set: AWS's.")
+    s3_bucket: str | None = Field(None, description="The bucket for pictures; it must exist. Unset: a folder.")
+    s3_region: str = Field("us-east-1", description="The bucket's region.")
     s3_public_endpoint: str | None = Field(
         None, description="Where clients reach the object store; set, pictures are served by signed redirect."
     )
-    s3_link_seconds: PositiveInt = HOUR_SECONDS
+    s3_link_seconds: PositiveInt = Field(HOUR_SECONDS, description="How long such a signed link works.")
 
     models_file: Path | None = Field(None, description="A models.toml; unset: the built-in model alone.")
     models_dir: Path = Field(Path("var/models"), description="Where pulled weights lie.")
 
-    lease_seconds: PositiveFloat = 15.0
-    max_attempts: PositiveInt = 3
+    lease_seconds: PositiveFloat = Field(
+        15.0, description="After this long without a sign from its worker, a job goes back into the queue."
+    )
+    max_attempts: PositiveInt = Field(3, description="Workers a job may lose before it fails.")
     model_patience_seconds: PositiveFloat = Field(
         20.0, description="How long a job may be passed over for jobs whose model is already loaded."
     )
@@ -79,8 +84,8 @@ class StorageSettings(EnvironmentSettings):
         description="CIDRs, comma separated, that users' URLs may reach although they are not public.",
     )
 
-    log_format: str = Field("console", pattern="^(console|json)$")
-    log_level: str = "INFO"
+    log_format: str = Field("console", pattern="^(console|json)$", description="`console` or `json`.")
+    log_level: str = Field("INFO", description="The least important lines that are written.")
 
     @field_validator("allowed_private_networks", mode="before")
     @classmethod

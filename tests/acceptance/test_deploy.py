@@ -18,7 +18,7 @@ import pytest
 import requests
 from PIL import Image
 
-from deploy import environment_example
+from deploy import settings_reference
 from deploy.first_picture import SAMPLE_DIR, data_uri
 from deploy.parts import MARK, Trouble, find_redis_server, read_settings, redis_version
 from tests.service import SOURCE_DIR, Service, local_environment, running_service
@@ -250,8 +250,10 @@ def test_a_missing_system_package_is_named_with_the_line_that_installs_it(tmp_pa
 
 
 def test_the_example_environment_lists_every_setting() -> None:
-    written = environment_example.FILE.read_text()
-    assert written == environment_example.rendered(), "run: .venv/bin/python -m deploy.environment_example"
+    written = settings_reference.FILE.read_text()
+    assert written == settings_reference.rendered(), "run: .venv/bin/python -m deploy.settings_reference"
+    readme = settings_reference.README.read_text()
+    assert readme == settings_reference.readme_with_table(readme), "run: .venv/bin/python -m deploy.settings_reference"
 
 
 def deploy(script: str, *arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

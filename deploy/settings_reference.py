@@ -1,4 +1,4 @@
-"""Writes environment.example from the settings classes: `python -m deploy.environment_example`."""
+"""Lists every setting, in environment.example and the README: `python -m deploy.settings_reference`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from storage.settings import EnvironmentSettings, StorageSettings
 from worker.settings import WorkerSettings
 
 FILE = Path(__file__).parent / "environment.example"
+README = Path(__file__).parent.parent / "README.md"
+TABLE_BEGIN, TABLE_END = (
+    "<!-- settings: made by python -m deploy.settings_reference -->\n",
+    "<!-- end of settings -->\n",
+)
 COMMENT_WIDTH = 100
 BEGINNING = (
     "Every setting, with its default. All are environment variables; a line counts once its # is gone. "
@@ -54,16 +59,39 @@ CLASSES: tuple[tuple[str, type[EnvironmentSettings]], ...] = (
 )
 
 
+Row = tuple[str, str, str]
+
+
+def sections() -> list[tuple[str, list[Row]]]:
+    """Every setting as (name, default, meaning), by the part that reads it."""
+    local = [("This machine's installation: deploy/up, deploy/down", list(LOCAL)), ("S3", list(AWS))]
+    return local + [
+        (
+            title,
+            [(name.upper(), _default(field), field.description or "") for name, field in settings.model_fields.items()],
+        )
+        for title, settings in CLASSES
+    ]
+
+
+def readme_with_table(readme: str) -> str:
+    """The README with its table of settings as it should be."""
+    before, _, rest = readme.partition(TABLE_BEGIN)
+    _, _, after = rest.partition(TABLE_END)
+    lines = []
+    for title, rows in sections():
+        lines += [f"**{title}**", "", "| setting | default | meaning |", "| --- | --- | --- |"]
+        lines += [f"| `{name}` | {f'`{default}`' if default else ''} | {meaning} |" for name, default, meaning in rows]
+        lines.append("")
+    return before + TABLE_BEGIN + "\n".join(lines) + TABLE_END + after
+
+
 def rendered() -> str:
     lines = [line for paragraph in BEGINNING for line in _comment(paragraph)]
-    for title, rows in (("This machine's installation: deploy/up, deploy/down", LOCAL), ("S3", AWS)):
+    for title, rows in sections():
         lines += ["", "", f"# == {title}"]
         for name, default, meaning in rows:
             lines += ["", *_comment(meaning), f"#{name}={default}"]
-    for title, settings in CLASSES:
-        lines += ["", "", f"# == {title}"]
-        for name, field in settings.model_fields.items():
-            lines += ["", *_comment(field.description or ""), f"#{name.upper()}={_default(field)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -86,3 +114,4 @@ def _default(field: FieldInfo) -> str:
 
 if __name__ == "__main__":
     FILE.write_text(rendered())
+    README.write_text(readme_with_table(README.read_text()))
