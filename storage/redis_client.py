@@ -19,6 +19,9 @@ from storage.settings import StorageSettings
 
 PREFIX = "inpaintd:"
 RETRY_AFTER_SECONDS = 0.05
+# redis-py's default of 100 is fewer than a front end has threads: when Redis paused for a moment, the
+# others were told that it is out of service.
+MAX_CONNECTIONS = 4096
 
 
 def open_redis(settings: StorageSettings) -> redis.Redis:
@@ -28,6 +31,7 @@ def open_redis(settings: StorageSettings) -> redis.Redis:
         decode_responses=True,
         socket_timeout=settings.redis_timeout_seconds,
         socket_connect_timeout=settings.redis_timeout_seconds,
+        max_connections=MAX_CONNECTIONS,
         retry=Retry(ConstantBackoff(RETRY_AFTER_SECONDS), 1),
     )
 

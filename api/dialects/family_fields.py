@@ -1,0 +1,194 @@
+"""The fields of the ModelsLab family: which are honoured, which refused, which ignored. One table for all uses.
+
+The pydantic models read the bodies and make OpenAPI; the table is also what the docs page shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.errors import Problem
+from api.fields import NO_WORDS, WireFlag, WireInteger, WireName, WireNumber, WireTag, WireText, is_blank
+from storage.job import MAX_SEED
+
+MIN_SIZE = 64
+MAX_SIZE = 1024
+DEFAULT_SIZE = 512
+MAX_SAMPLES = 4
+MIN_GUIDANCE_SCALE = 1
+MAX_GUIDANCE_SCALE = 20
+DEFAULT_STRENGTH = 1.0
+RANDOM_SEED = -1
+
+
+class KeyBody(BaseModel):
+    """What every body may carry."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    key: Annotated[
+        str | None,
+        WireName(),
+        Field(description="The API key; or in the header `Authorization: Bearer` or `key`."),
+    ] = None
+
+
+class FetchBody(KeyBody):
+    request_id: Annotated[
+        str | int | None, WireTag(), Field(description="The `id` of the job, where the path has none.")
+    ] = None
+
+
+class UploadBody(KeyBody):
+    base64_string: Annotated[str, WireText(), Field(description="The picture: a data URI or bare base64.")]
+
+
+class InpaintBody(KeyBody):
+    prompt: Annotated[str, WireText(), Field(description="What to paint where the mask is white.")]
+    negative_prompt: Annotated[str, WireText(), Field(description="What not to paint.")] = ""
+    init_image: Annotated[str, WireText(), Field(description="The picture: URL, data URI or bare base64.")]
+    mask_image: Annotated[
+        str, WireText(), Field(description="White is repainted, black stays; any size. As init_image.")
+    ]
+    model_id: Annotated[
+        str | None, WireName(), Field(description="An id or alias of the models file; default: its default.")
+    ] = None
+    width: Annotated[
+        int, WireInteger(MIN_SIZE, MAX_SIZE), Field(description="Of the result, in pixels, any number.")
+    ] = DEFAULT_SIZE
+    height: Annotated[
+        int, WireInteger(MIN_SIZE, MAX_SIZE), Field(description="Of the result, in pixels, any number.")
+    ] = DEFAULT_SIZE
+    samples: Annotated[int, WireInteger(1, MAX_SAMPLES), Field(description="How many pictures.")] = 1
+    num_inference_steps: Annotated[
+        int | None,
+        WireInteger(1),
+        Field(description="Denoising steps; more than the limit is capped, see meta.steps. Default: the model's."),
+    ] = None
+    steps: Annotated[
+        int | None, WireInteger(1), Field(description="The same; num_inference_steps counts if both are given.")
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        WireNumber(MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
+        Field(description="How closely to follow the prompt. Default: the model's."),
+    ] = None
+    strength: Annotated[
+        float,
+        WireNumber(0, 1),
+        Field(description="How much of what lies under the mask is lost; 1 is all. At least one step is made."),
+    ] = DEFAULT_STRENGTH
+    seed: Annotated[
+        int | None,
+        WireInteger(RANDOM_SEED, MAX_SEED),
+        Field(description="Null or -1: random, see meta.seed. Picture k uses seed + k, modulo 2^32."),
+    ] = None
+    scheduler: Annotated[
+        str | None, WireName(), Field(description="A class name of diffusers. Default: the model's.")
+    ] = None
+    use_karras_sigmas: Annotated[
+        bool | None, WireFlag(), Field(description="Ignored where the scheduler has none.")
+    ] = None
+    base64: Annotated[bool, WireFlag(), Field(description="Links to base64 text files instead of PNGs.")] = False
+    temp: Annotated[bool, WireFlag(), Field(description="The result is deleted after 24 hours.")] = False
+    webhook: Annotated[
+        str | None, WireName(), Field(description="URL that gets a signed POST when the job is over.")
+    ] = None
+    track_id: Annotated[
+        str | int | float | None, WireTag(), Field(description="Given back in the webhook, as it came.")
+    ] = None
+    instant_response: Annotated[
+        bool, WireFlag(), Field(description="Answer `processing` at once instead of waiting a while.")
+    ] = False
+    enhance_prompt: Annotated[
+        bool | None,
+        WireFlag(),
+        Field(description="Append the model's prompt suffix and negative prompt, see meta.prompt."),
+    ] = None
+
+
+class RealtimeBody(InpaintBody):
+    """Body of the v6 realtime endpoint."""
+
+
+class CommunityBody(InpaintBody):
+    """Body of the v6 community endpoint."""
+
+    model_id: Annotated[str, WireName(), Field(description="An id or alias of the models file.")]
+
+
+class LegacyBody(InpaintBody):
+    """Body of the v3 endpoint."""
+
+
+class Fate(StrEnum):
+    HONOURED = "honoured"
+    REFUSED = "refused"
+    IGNORED = "ignored"
+
+
+@dataclass(frozen=True)
+class FieldFate:
+    name: str
+    fate: Fate
+    note: str
+
+
+REFUSED = {
+    "lora_model": "LoRA adapters are not supported yet.",
+    "vae": "Other VAEs are not supported yet.",
+    "ip_adapter_id": "IP adapters are not supported yet.",
+    "ip_adapter_scale": "IP adapters are not supported yet.",
+    "ip_adapter_image": "IP adapters are not supported yet.",
+}
+_NOT_HERE = "Belongs to other endpoints of these APIs."
+IGNORED = {
+    "safety_checker": "No safety checker runs yet.",
+    "safetychecker": "Older name of safety_checker.",
+    "safety_checker_type": "No safety checker runs yet.",
+    "clip_skip": "Not supported yet.",
+    "algorithm_type": "Not supported yet; the multistep solvers use dpmsolver++.",
+    "lora_strength": "Has no meaning without lora_model, which is refused.",
+    "enhance_style": "There are no named styles.",
+    "upscale": _NOT_HERE,
+    "watermark": "Nothing is stamped on the result.",
+    "opacity": "Of the watermark.",
+    "padding_down": "Of the watermark.",
+    "padding_right": "Of the watermark.",
+    "scale_down": "Of the watermark.",
+    "pag_scale": _NOT_HERE,
+    "rescale": "The result always has the size asked for.",
+    "outdir": "The image store has its own order.",
+    "file_prefix": "File names are ours, so that links cannot be guessed.",
+    "multi_lingual": _NOT_HERE,
+    "panorama": _NOT_HERE,
+    "self_attention": _NOT_HERE,
+    "tomesd": _NOT_HERE,
+    "embeddings_model": _NOT_HERE,
+    "full_url": _NOT_HERE,
+}
+
+FIELDS: tuple[FieldFate, ...] = (
+    *(FieldFate(name, Fate.HONOURED, info.description or "") for name, info in InpaintBody.model_fields.items()),
+    *(FieldFate(name, Fate.REFUSED, note) for name, note in REFUSED.items()),
+    *(FieldFate(name, Fate.IGNORED, note) for name, note in IGNORED.items()),
+)
+
+
+def refused_fields(body: Mapping[str, Any]) -> list[Problem]:
+    """Those in the body that ask for what is not there; "no" and the like ask for nothing."""
+    return [Problem(name, "not_supported") for name in REFUSED if name in body and not _asks_for_nothing(body[name])]
+
+
+def ignored_fields(body: Mapping[str, Any]) -> list[str]:
+    """Those that were given a value and have no effect."""
+    return [name for name in body if name in IGNORED and not is_blank(body[name])]
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    return is_blank(value) or value in ([], {}, False) or str(value).strip().casefold() in NO_WORDS
