@@ -1,0 +1,53 @@
+"""Prompt encodings: the stock pipeline's numbers, and each text once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.painting import LIBRARY_WARNINGS, load_on_cpu, load_stock
+from tests.tiny_models import make_tiny_model, tiny_entry
+from worker.prompts import PromptEncoder
+
+pytestmark = LIBRARY_WARNINGS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.getbasetemp() / "tiny-models")
+
+
+@pytest.fixture
+def prompts(folder: Path) -> PromptEncoder:
+    return load_on_cpu(tiny_entry("tiny", folder)).prompts
+
+
+@pytest.mark.parametrize("text", ["", "a red cat", "Ünïcödé, (weights:1.2) & emoji \N{CAT FACE}", "the cat " * 90])
+@torch.inference_mode()
+def test_a_prompt_is_encoded_bit_for_bit_as_the_stock_pipeline_does(
+    folder: Path, prompts: PromptEncoder, text: str
+) -> None:
+    expected, unconditional = load_stock(folder).encode_prompt(
+        text, "cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
+    )
+    assert torch.equal(prompts.encode(text), expected)
+    assert torch.equal(prompts.encode(""), unconditional)
+
+
+@torch.inference_mode()
+def test_the_texts_used_last_are_kept(folder: Path) -> None:
+    model = load_on_cpu(tiny_entry("tiny", folder))
+    encoder = PromptEncoder(model.prompts._tokenizer, model.prompts._text_encoder, cache_entries=2)
+    for text in ("a", "the", "a", "red", "a", "the"):
+        encoder.encode(text)
+    assert encoder.encodes == 4, "'the' made room for 'red'"
+
+
+@torch.inference_mode()
+def test_without_a_cache_every_text_is_encoded(folder: Path) -> None:
+    model = load_on_cpu(tiny_entry("tiny", folder))
+    encoder = PromptEncoder(model.prompts._tokenizer, model.prompts._text_encoder, cache_entries=0)
+    assert torch.equal(encoder.encode("a"), encoder.encode("a"))
+    assert encoder.encodes == 2

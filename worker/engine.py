@@ -1,0 +1,333 @@
+"""The engine: one thread that owns the device and ticks; samples of all jobs share its UNet calls."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+
+from storage.model_catalog import ModelCatalog
+from worker.devices import (
+    choose_device,
+    choose_dtype,
+    free_cached_memory,
+    is_fatal,
+    is_out_of_memory,
+    model_budget_bytes,
+)
+from worker.errors import Cancelled, InternalError, JobFailed, OutOfMemory, TimedOut, WorkerUnfit
+from worker.loading import LoadedModel, load_model
+from worker.models import ResidentModels
+from worker.sample import CallShape, Painting, Sample, begin_samples, predict_noise
+from worker.schedulers import num_evaluations
+from worker.settings import WorkerSettings
+
+__all__ = ["Activity", "Engine", "EnginePulse", "Painting", "open_engine"]
+
+log = structlog.get_logger(__name__)
+
+IDLE_WAIT_SECONDS = 1.0
+STOP_WAIT_SECONDS = 30.0
+STOPPED = "The engine has stopped."
+
+Activity = Literal["idle", "loading", "warming_up", "painting"]
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True)
+class EnginePulse:
+    """What the engine does. `since`: time.monotonic() of its last sign of life, or of the load's start."""
+
+    activity: Activity
+    since: float
+
+
+@dataclass(eq=False)
+class _Run:
+    """A painting inside the engine. The engine's thread writes it; `done` says that it is over."""
+
+    painting: Painting
+    model: LoadedModel | None = None
+    samples: list[Sample] = field(default_factory=list)
+    pictures: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    failure: JobFailed | WorkerUnfit | None = None
+    cancelled: bool = False
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raises what ended the run, or must end it now."""
+        if self.failure is not None:
+            raise self.failure
+        if self.cancelled:
+            raise Cancelled
+        if self.painting.deadline is not None and time.monotonic() > self.painting.deadline:
+            raise TimedOut
+
+    def end(self, failure: JobFailed | WorkerUnfit | None = None) -> None:
+        self.failure = self.failure or failure
+        self.samples = []
+        self.done.set()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        total = num_evaluations(self.painting.num_inference_steps, self.painting.strength)
+        samples = list(self.samples)
+        if not samples:
+            return (total if self.pictures else 0), total
+        return min(sample.index for sample in samples), len(samples[0].timesteps)
+
+
+_Seat = tuple[_Run, Sample]
+
+
+class Engine:
+    """Paints. `paint` may be called from many threads; all work on the device happens in one.
+
+    Each tick admits waiting samples, makes one UNet call for those that can share it, lets every sample
+    take its own scheduler's step, and hands back what is finished. Jobs leave between ticks.
+    `unfit` is set when this process cannot paint any more.
+    """
+
+    def __init__(self, models: ResidentModels, *, max_batch: int, torch_threads: int) -> None:
+        self.unfit: WorkerUnfit | None = None
+        self._models = models
+        self._max_batch = max_batch
+        self._torch_threads = torch_threads
+        self._changed = threading.Condition()
+        self._runs: list[_Run] = []
+        self._waiting: list[_Run] = []
+        self._painting: list[_Run] = []
+        self._batch_limits: dict[CallShape, int] = {}
+        self._stopping = False
+        self._alive_at = time.monotonic()
+        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the current tick; paintings that are not done raise WorkerUnfit."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(STOP_WAIT_SECONDS)
+
+    def paint(self, painting: Painting) -> list[NDArray[np.uint8]]:
+        """One picture per seed, (H, W, 3) RGB as the model gives it, unmasked parts included.
+
+        Blocks until they are there. Raises JobFailed; WorkerUnfit when the job is to be done elsewhere.
+        """
+        run = _Run(painting)
+        with self._known(run), self._models.hold(painting.model, run.check) as model:
+            run.model = model
+            with self._changed:
+                run.check()
+                self._waiting.append(run)
+                self._changed.notify_all()
+            run.done.wait()
+        if run.failure is not None:
+            raise run.failure
+        return [run.pictures[index] for index in range(len(painting.seeds))]
+
+    def cancel(self, job_id: str) -> None:
+        """Let the job leave at the next tick; its `paint` raises Cancelled."""
+        with self._changed:
+            for run in self._runs:
+                if run.painting.job_id == job_id:
+                    run.cancelled = True
+
+    def progress(self) -> dict[str, tuple[int, int]]:
+        """Of each job here: the UNet evaluations done and to be done for one of its samples."""
+        with self._changed:
+            return {run.painting.job_id: run.progress for run in self._runs}
+
+    def pulse(self) -> EnginePulse:
+        loading_since = self._models.loading_since()
+        with self._changed:
+            if self._waiting or self._painting:
+                return EnginePulse("painting", self._alive_at)
+        if loading_since is not None:
+            return EnginePulse("loading", loading_since)
+        return EnginePulse("idle", self._alive_at)
+
+    def resident_models(self) -> frozenset[str]:
+        return self._models.names()
+
+    @contextmanager
+    def _known(self, run: _Run) -> Iterator[None]:
+        with self._changed:
+            if self._stopping:
+                raise self.unfit or WorkerUnfit(STOPPED)
+            self._runs.append(run)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._runs.remove(run)
+
+    def _live(self) -> None:
+        try:
+            torch.set_num_threads(self._torch_threads)
+            with torch.inference_mode():
+                while self._await_work():
+                    self._tick()
+        except Exception as error:
+            self.unfit = error if isinstance(error, WorkerUnfit) else WorkerUnfit()
+            log.critical("engine_died", exc_info=True)
+        finally:
+            with self._changed:
+                self._stopping = True
+                for run in self._runs:
+                    run.end(self.unfit or WorkerUnfit(STOPPED))
+
+    def _await_work(self) -> bool:
+        with self._changed:
+            while not (self._waiting or self._painting or self._stopping):
+                self._alive_at = time.monotonic()
+                self._changed.wait(IDLE_WAIT_SECONDS)
+            return not self._stopping
+
+    def _tick(self) -> None:
+        self._let_go()
+        self._admit()
+        for shape, group in self._groups().items():
+            self._denoise(shape, group)
+        self._retire()
+
+    def _let_go(self) -> None:
+        """Cancelled and overdue jobs leave."""
+        with self._changed:
+            for run in self._waiting + self._painting:
+                try:
+                    run.check()
+                except JobFailed as reason:
+                    run.end(reason)
+            self._forget_done()
+
+    def _admit(self) -> None:
+        with self._changed:
+            admitted, self._waiting = self._waiting, []
+            self._painting += admitted
+        for run in admitted:
+            if run.model is not None:
+                begin = functools.partial(begin_samples, run.model, run.painting)
+                run.samples = self._attempt(run, begin) or []
+            self._show_life()
+
+    def _groups(self) -> dict[CallShape, list[_Seat]]:
+        groups: dict[CallShape, list[_Seat]] = defaultdict(list)
+        for run in self._painting:
+            for sample in run.samples:
+                if not sample.finished:
+                    groups[sample.call_shape].append((run, sample))
+        self._batch_limits = {shape: limit for shape, limit in self._batch_limits.items() if shape in groups}
+        return groups
+
+    def _denoise(self, shape: CallShape, group: Sequence[_Seat]) -> None:
+        limit = self._batch_limits.get(shape, self._max_batch)
+        num_calls = math.ceil(len(group) / limit)
+        size = math.ceil(len(group) / num_calls)
+        for start in range(0, len(group), size):
+            self._call(shape, group[start : start + size])
+
+    def _call(self, shape: CallShape, seats: Sequence[_Seat]) -> None:
+        """One step of these samples in one UNet call; what fails together is tried in halves."""
+        seats = [(run, sample) for run, sample in seats if not run.done.is_set()]
+        if not seats:
+            return
+        failure: JobFailed | None = None
+        try:
+            predictions = predict_noise([sample for _, sample in seats])
+        except Exception as error:  # noqa: BLE001  # judged: whatever it is, only these samples may fail
+            failure = _judge(error, [run for run, _ in seats])
+        self._show_life()
+        if failure is None:
+            for (run, sample), prediction in zip(seats, predictions, strict=True):
+                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
+            return
+        if len(seats) == 1:
+            seats[0][0].end(failure)
+            return
+        half = math.ceil(len(seats) / 2)
+        if isinstance(failure, OutOfMemory):
+            free_cached_memory()
+            self._batch_limits[shape] = min(half, self._batch_limits.get(shape, half))
+            log.warning("batch_halved", model=shape.model, latent_shape=shape.latent_shape, limit=half)
+        self._call(shape, seats[:half])
+        self._call(shape, seats[half:])
+
+    def _retire(self) -> None:
+        for run in self._painting:
+            for index, sample in enumerate(run.samples):
+                if sample.finished and index not in run.pictures:
+                    picture = self._attempt(run, sample.decode)
+                    self._show_life()
+                    if picture is None:
+                        break
+                    run.pictures[index] = picture
+            if len(run.pictures) == len(run.painting.seeds):
+                run.end()
+        with self._changed:
+            self._forget_done()
+
+    def _attempt(self, run: _Run, action: Callable[[], Outcome], *, repeatable: bool = True) -> Outcome | None:
+        """Do this for one run; it alone fails with it. Out of memory: once more, with the caches emptied."""
+        for is_last in (not repeatable, True):
+            try:
+                return action()
+            except Exception as error:  # noqa: BLE001  # judged: whatever it is, only this run may fail
+                failure = _judge(error, [run])
+            free_cached_memory()
+            if is_last or not isinstance(failure, OutOfMemory):
+                break
+        run.end(failure)
+        return None
+
+    def _forget_done(self) -> None:
+        self._waiting = [run for run in self._waiting if not run.done.is_set()]
+        self._painting = [run for run in self._painting if not run.done.is_set()]
+
+    def _show_life(self) -> None:
+        self._alive_at = time.monotonic()
+
+
+def _judge(error: Exception, runs: Sequence[_Run]) -> JobFailed:
+    """What the error means for the jobs concerned. Raises WorkerUnfit when it is the end of the process."""
+    if isinstance(error, JobFailed):
+        return error
+    if is_fatal(error):
+        raise WorkerUnfit("The device has failed.") from error
+    job_ids = [run.painting.job_id for run in runs]
+    if is_out_of_memory(error):
+        log.warning("out_of_memory", jobs=job_ids)
+        return OutOfMemory()
+    log.error("painting_failed", jobs=job_ids, exc_info=error)
+    return InternalError()
+
+
+def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
+    """The engine this machine and these settings make. Raises WorkerUnfit when the device is not there."""
+    device = choose_device(settings)
+    dtype = choose_dtype(settings, device)
+    load = functools.partial(load_model, device=device, dtype=dtype, prompt_cache_entries=settings.prompt_cache_entries)
+    models = ResidentModels(
+        catalog,
+        load,
+        budget_bytes=model_budget_bytes(settings, device),
+        bytes_per_weight=dtype.itemsize,
+        turn_seconds=settings.model_turn_seconds,
+    )
+    threads = settings.torch_thread_count
+    log.info("engine_opened", device=str(device), dtype=str(dtype), torch_threads=threads, max_batch=settings.max_batch)
+    return Engine(models, max_batch=settings.max_batch, torch_threads=threads)
