@@ -14,7 +14,6 @@ from typing import Any
 import structlog
 from celery import Celery
 from celery.signals import worker_shutting_down
-from kombu.exceptions import ChannelError
 from pydantic import Field, PositiveFloat
 
 from api.delivery_log import DeliveryLog
@@ -23,16 +22,15 @@ from api.keys import KeyStore
 from api.webhooks import Courier, WebhookSettings
 from storage.errors import StorageUnavailable
 from storage.image_store import open_image_store
-from storage.job import JobStatus
-from storage.job_queue import BROKER_ERRORS, DELIVERY_QUEUE, DELIVERY_TASK, JobQueue, celery_app
+from storage.job_queue import DELIVERY_QUEUE, DELIVERY_TASK, JobQueue, celery_app
 from storage.job_store import JobStore, open_redis
 from storage.logs import configure_logging
 from storage.outbound import OutboundDoor
 from storage.settings import EnvironmentSettings, StorageSettings, storage_settings
+from storage.upkeep import Upkeep
 
 # Messages that wait in the broker while more is due: enough to keep every thread busy until the next tick.
 MESSAGES_PER_THREAD = 4
-TICKETS_AT_ONCE = 200
 
 logger = structlog.get_logger("api.dispatcher")  # not "__main__"
 
@@ -56,19 +54,16 @@ class Ticker:
         jobs: JobStore,
         queue: JobQueue,
         janitor: Janitor,
-        deliveries_waiting: Callable[[], int],
+        upkeep: Upkeep,
         settings: WebhookSettings,
     ) -> None:
         self._jobs = jobs
         self._queue = queue
-        self._deliveries_waiting = deliveries_waiting
         self._settings = settings
-        self._missing_before = 0
         self._failing: set[str] = set()
         self._chores: dict[str, Callable[[], object]] = {
             "send due webhooks": self.send_due_webhooks,
-            "return expired leases": self.return_expired_leases,
-            "top up tickets": self.top_up_tickets,
+            "keep the queue in order": upkeep.run,
             "delete what is over": janitor.sweep,
         }
 
@@ -100,43 +95,11 @@ class Ticker:
         broker with messages about the same jobs.
         """
         backlog = self._settings.webhook_threads * MESSAGES_PER_THREAD
-        room = backlog - self._deliveries_waiting()
+        room = backlog - self._queue.deliveries()
         if room > 0:
             hold_seconds = self._settings.webhook_hold_seconds
             for job_id in self._jobs.claim_due_webhooks(room, hold_seconds=hold_seconds):
                 self._queue.send_delivery(job_id)
-
-    def return_expired_leases(self) -> None:
-        for job in self._jobs.return_expired_leases():
-            logger.warning("lease expired", **job.log_context())
-            if job.status is JobStatus.QUEUED:
-                self._queue.send_ticket()
-
-    def top_up_tickets(self) -> None:
-        """Replace tickets that were lost, or never sent because the broker was down just then.
-
-        A ticket may be on its way still, so only what was missing at the last tick too is replaced; one too
-        many finds no job and ends.
-        """
-        missing = max(0, self._jobs.waiting_count() - self._queue.tickets())
-        lost = min(missing, self._missing_before, TICKETS_AT_ONCE)
-        self._missing_before = missing - lost
-        for _ in range(lost):
-            self._queue.send_ticket()
-        if lost:
-            logger.warning("tickets were missing", tickets=lost)
-
-
-def deliveries_waiting(app: Celery) -> int:
-    """Delivery messages that no dispatcher has taken yet."""
-    try:
-        with app.connection_for_read() as connection:
-            queue = connection.default_channel.queue_declare(DELIVERY_QUEUE, passive=True)
-            return int(queue.message_count)
-    except ChannelError:  # On Redis an empty queue does not exist.
-        return 0
-    except BROKER_ERRORS as error:
-        raise StorageUnavailable("The broker does not answer.") from error
 
 
 def register(app: Celery, courier: Courier) -> None:
@@ -204,11 +167,12 @@ def compose(storage: StorageSettings, webhooks: WebhookSettings) -> tuple[Celery
         delivery_ttl_seconds=storage.delivery_ttl,
     )
     register(app, courier)
+    queue = JobQueue(app)
     ticker = Ticker(
         jobs=jobs,
-        queue=JobQueue(app),
+        queue=queue,
         janitor=Janitor(jobs=jobs, images=open_image_store(storage), log=log),
-        deliveries_waiting=lambda: deliveries_waiting(app),
+        upkeep=Upkeep(jobs, queue),
         settings=webhooks,
     )
     return app, ticker

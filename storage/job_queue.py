@@ -69,9 +69,16 @@ class JobQueue:
 
     def tickets(self) -> int:
         """Tickets that no worker has taken yet."""
+        return self._untaken(TICKET_QUEUE)
+
+    def deliveries(self) -> int:
+        """Delivery messages that no dispatcher has taken yet."""
+        return self._untaken(DELIVERY_QUEUE)
+
+    def _untaken(self, queue: str) -> int:
         try:
             with self._app.connection_for_read() as connection:
-                return int(connection.default_channel.queue_declare(TICKET_QUEUE, passive=True).message_count)
+                return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
         except ChannelError:  # On Redis an empty queue does not exist.
             return 0
         except BROKER_ERRORS as error:

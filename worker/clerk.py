@@ -15,6 +15,7 @@ from storage.errors import StorageUnavailable
 from storage.job import InpaintJob
 from storage.job_queue import JobQueue
 from storage.job_store import Beat, JobStore, Pulse
+from storage.upkeep import Upkeep
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ STALLED_EXIT_CODE = 70
 # Rarer than leases are renewed: these only mend what a crash or an outage has left behind.
 REPORT_SECONDS = 2.0
 UPKEEP_SECONDS = 3.0
-MAX_TICKETS_AT_ONCE = 100
 
 
 class Watched(Protocol):
@@ -84,6 +84,7 @@ class Clerk:
         self._worker = worker
         self._jobs = jobs
         self._queue = queue
+        self._upkeep = Upkeep(jobs, queue)
         self._engine = engine
         self._settings = settings
         self._die = die
@@ -177,13 +178,11 @@ class Clerk:
             now = time.monotonic()
             if self._redis_is_down:
                 log.info("redis_is_back")
-                # Leases ran out meanwhile: first let every worker renew its own.
-                self._next_upkeep = now + UPKEEP_SECONDS
             if self._open_for_work and now >= self._next_report:
                 self._jobs.heartbeat_worker(self._worker, self._report())
                 self._next_report = now + REPORT_SECONDS
             if now >= self._next_upkeep:
-                self._upkeep()
+                self._upkeep.run()
                 self._next_upkeep = now + UPKEEP_SECONDS
         except StorageUnavailable as error:
             if not self._redis_is_down:
@@ -233,10 +232,3 @@ class Clerk:
             "jobs": len(self.claims()),
             "threads": self._settings.worker_threads,
         }
-
-    def _upkeep(self) -> None:
-        for job in self._jobs.return_expired_leases():
-            log.warning("lease_expired", **job.log_context())
-        missing = self._jobs.waiting_count() - self._queue.tickets()
-        for _ in range(min(missing, MAX_TICKETS_AT_ONCE)):
-            self._queue.send_ticket()

@@ -18,13 +18,14 @@ from storage.image_store import ImageStore, ObjectMissing
 from storage.job import InpaintJob
 from storage.job_store import JobStore
 from storage.outbound import OutboundDoor, OutboundFailed, OutboundReason, OutboundRefused
-from worker.errors import ImageTooLarge, InputTooLarge, InputUnreachable, JobFailed, NotAnImage, TimedOut
-from worker.masks import normal_form, scale_mask
+from worker.errors import ImageTooLarge, InputRefused, InputTooLarge, InputUnreachable, JobFailed, NotAnImage, TimedOut
+from worker.masks import KEEP, REPAINT, normal_form, scale_mask
 from worker.settings import WorkerSettings
 
 INIT_IMAGE, MASK_IMAGE = "init_image", "mask_image"
 OBJECT_REFERENCE, RESULT_REFERENCE = "object:", "result:"
 FORMATS = ("PNG", "JPEG", "WEBP")
+JPEG_NOISE = 24  # gray levels; a drawn mask saved with quality 85 shows up to 21 around its strokes
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 _EXIF_ORIENTATION = 0x0112
@@ -46,12 +47,6 @@ _DECODING = threading.BoundedSemaphore(2)
 
 # Larger than Pillow's own limit is refused, whatever the settings say.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
-
-class InputRefused(JobFailed):
-    """The address of a picture of this job may not be opened."""
-
-    code = "input_refused"
 
 
 @dataclass(frozen=True)
@@ -160,9 +155,16 @@ def decode_picture(data: bytes, field: str, *, max_pixels: int) -> Image.Image:
 
 
 def decode_mask(data: bytes, field: str, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Upright and gray (H, W), transparent parts over black. Raises as decode_picture does."""
+    """Upright and gray (H, W), transparent parts over black. Raises as decode_picture does.
+
+    JPEG leaves traces around every edge: there, nearly black and nearly white are meant as black and white.
+    """
     with _decoded(data, field, max_pixels) as image:
-        return np.asarray(_upright(_flattened(image, data, BLACK).convert("L"), image))
+        gray = np.asarray(_upright(_flattened(image, data, BLACK).convert("L"), image))
+        if image.format != "JPEG":
+            return gray
+    gray = np.where(gray <= JPEG_NOISE, KEEP, gray)
+    return np.where(gray >= REPAINT - JPEG_NOISE, REPAINT, gray).astype(np.uint8)
 
 
 def scale_picture(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

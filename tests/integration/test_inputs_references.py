@@ -21,8 +21,8 @@ from storage.job import MaskPaints, ResultImage
 from storage.outbound import OutboundDoor
 from tests.jobs import a_job
 from tests.workshops import Scene, a_mask, a_picture, png_of
-from worker.errors import InputTooLarge, InputUnreachable, JobFailed, NotAnImage, TimedOut
-from worker.inputs import InputRefused, Inputs, Sources, open_inputs, read_reference
+from worker.errors import InputRefused, InputTooLarge, InputUnreachable, JobFailed, NotAnImage, TimedOut
+from worker.inputs import Inputs, Sources, open_inputs, read_reference
 from worker.settings import WorkerSettings
 
 

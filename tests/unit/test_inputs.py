@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from worker.errors import ImageTooLarge, NotAnImage
 from worker.inputs import decode_mask, decode_picture, scale_picture
@@ -120,6 +120,18 @@ def test_a_one_bit_mask_is_black_and_white() -> None:
     data = saved(Image.fromarray(np.array([[True, False, True]])))
     assert mask(data).tolist() == [[255, 0, 255]]
     assert picture(data)[..., 0].tolist() == [[255, 0, 255]]
+
+
+def test_the_traces_that_jpeg_leaves_around_a_drawn_mask_are_no_mask() -> None:
+    drawn = Image.new("L", (256, 256))
+    ImageDraw.Draw(drawn).ellipse((60, 60, 190, 190), fill=255)
+    noisy = np.asarray(Image.open(io.BytesIO(saved(drawn, "JPEG", quality=85))))
+    assert len(np.unique(noisy)) > 2, "there are traces"
+    assert np.array_equal(mask(saved(drawn, "JPEG", quality=85)), np.asarray(drawn))
+
+
+def test_gray_in_a_jpeg_mask_stays_gray() -> None:
+    assert np.unique(mask(saved(Image.new("L", (64, 64), 128), "JPEG"))).tolist() == [128]
 
 
 def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
