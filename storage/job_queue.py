@@ -32,7 +32,6 @@ def celery_app(settings: StorageSettings) -> Celery:
         task_default_queue=TICKET_QUEUE,
         task_ignore_result=True,
         task_track_started=True,
-        task_send_sent_event=True,
         worker_send_task_events=True,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,

@@ -5,6 +5,7 @@ Each change of a job's state is one Lua script, so one transaction. See storage/
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ class JobStore:
             raise QueueFull(int(value))
         if outcome == "conflict":
             raise IdempotencyConflict(IdempotencyConflict.__doc__)
+        if outcome == "created":
+            return dataclasses.replace(job, number=int(value))
         stored = self.get(value)
         if stored is None:
             raise LookupError(f"job {value} vanished while it was submitted")
@@ -261,8 +264,14 @@ class JobStore:
 
     def heartbeat_worker(self, worker: str, info: Mapping[str, Any]) -> None:
         """Say that this worker lives; it is forgotten after a few silent seconds."""
+        now = self.now()
+        with redis_outages():
+            gone = self._redis.zrangebyscore(_key("workers"), "-inf", now - WORKER_SILENCE_SECONDS)
         with redis_outages(), self._redis.pipeline() as pipeline:
-            pipeline.zadd(_key("workers"), {worker: self.now()})
+            if gone:
+                pipeline.zrem(_key("workers"), *gone)
+                pipeline.hdel(_key("worker_info"), *gone)
+            pipeline.zadd(_key("workers"), {worker: now})
             pipeline.hset(_key("worker_info"), worker, json.dumps(dict(info)))
             pipeline.execute()
 
@@ -276,11 +285,10 @@ class JobStore:
         """What the living workers last said of themselves, each with its `worker` name."""
         with redis_outages():
             silent_since = self.now() - WORKER_SILENCE_SECONDS
-            for gone in self._redis.zrangebyscore(_key("workers"), "-inf", silent_since):
-                self._redis.hdel(_key("worker_info"), gone)
-            self._redis.zremrangebyscore(_key("workers"), "-inf", silent_since)
-            infos = self._redis.hgetall(_key("worker_info"))
-            living = self._redis.zrange(_key("workers"), 0, -1)
+            with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.zrangebyscore(_key("workers"), silent_since, "+inf")
+                pipeline.hgetall(_key("worker_info"))
+                living, infos = pipeline.execute()
         return [{"worker": worker, **json.loads(infos[worker])} for worker in living if worker in infos]
 
     def record_runtime(self, model: str, width: int, height: int, evaluations: int, seconds: float) -> None:

@@ -174,6 +174,17 @@ def scale_picture(picture: NDArray[np.uint8], width: int, height: int) -> NDArra
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
 
 
+def scale_part(picture: NDArray[np.uint8], width: int, height: int, part: tuple[slice, slice]) -> NDArray[np.uint8]:
+    """Rows and columns `part` of what scale_picture would give."""
+    rows, columns = part
+    from_width, from_height = picture.shape[1] / width, picture.shape[0] / height
+    if (from_width, from_height) == (1, 1):
+        return picture[part]
+    box = (columns.start * from_width, rows.start * from_height, columns.stop * from_width, rows.stop * from_height)
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS, box=box))
+
+
 @contextmanager
 def _decoded(data: bytes, field: str, max_pixels: int) -> Iterator[Image.Image]:
     """The first frame. Its size is read from the header and checked before any pixel is."""

@@ -68,11 +68,14 @@ def composite(picture: Picture, painted: Picture, mask: Gray) -> Picture:
     Where the mask is 0 every byte is the picture's; gray mixes.
     """
     result = picture.copy()
-    box = _box(mask, margin=0)
-    weight = mask[box].astype(np.uint16)[..., np.newaxis]
-    # 255 * 255 + 127 still fits into 16 bits, and with weight 0 or 255 the division is exact.
-    mixed = painted[box] * weight + picture[box] * (REPAINT - weight)
-    result[box] = (mixed + REPAINT // 2) // REPAINT
+    box = covered(mask)
+    weight, target, source = mask[box], result[box], painted[box]
+    edge = (weight > KEEP) & (weight < REPAINT)
+    edge_weight = weight[edge].astype(np.uint16)[:, np.newaxis]
+    # 255 * 255 + 127 still fits into 16 bits.
+    mixed = source[edge] * edge_weight + target[edge] * (REPAINT - edge_weight)
+    result[box] = cv2.copyTo(source, (weight == REPAINT).astype(np.uint8), target)
+    target[edge] = (mixed + REPAINT // 2) // REPAINT
     return result
 
 
@@ -83,7 +86,7 @@ def feather(mask: Gray, pixels: int) -> Gray:
     stroke keeps its full value: a stroke of three pixels or less is left as it is. The border of the
     picture is no edge.
     """
-    box = _box(mask, margin=1)
+    box = covered(mask, margin=1)
     inside = (mask[box] > KEEP).astype(np.uint8)
     if not pixels or inside.all() or not inside.any():
         return mask
@@ -97,8 +100,8 @@ def feather(mask: Gray, pixels: int) -> Gray:
     return soft
 
 
-def _box(mask: Gray, margin: int) -> tuple[slice, slice]:
-    """The smallest part of the picture that holds all of the mask, and a margin where there is one."""
+def covered(mask: Gray, margin: int = 0) -> tuple[slice, slice]:
+    """Rows and columns of the smallest part that holds all of the mask, and a margin where there is one."""
     left, top, width, height = cv2.boundingRect(mask)
     return (
         slice(max(0, top - margin), top + height + margin),

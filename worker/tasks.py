@@ -20,8 +20,8 @@ from storage.job_store import JobStore
 from storage.model_catalog import ModelCatalog
 from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, TimedOut, WorkerUnfit
-from worker.inputs import Inputs, Sources, open_inputs, scale_picture
-from worker.masks import composite, feather, is_empty, scale_mask
+from worker.inputs import Inputs, Sources, open_inputs, scale_part, scale_picture
+from worker.masks import composite, covered, feather, is_empty, scale_mask
 from worker.png import encode_png
 from worker.sample import Painting
 from worker.schedulers import num_evaluations
@@ -195,9 +195,15 @@ def _repainted(
     soft_mask = feather(inputs.mask, workshop.settings.feather_pixels)
     painted = workshop.engine.paint(painting)
     _check(claim)
-    return [
-        composite(inputs.picture, scale_picture(picture, inputs.width, inputs.height), soft_mask) for picture in painted
-    ]
+    return [_pasted_back(picture, inputs, soft_mask) for picture in painted]
+
+
+def _pasted_back(painted: NDArray[np.uint8], inputs: Inputs, soft_mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    part = covered(soft_mask)
+    picture = inputs.picture.copy()
+    new = scale_part(painted, inputs.width, inputs.height, part)
+    picture[part] = composite(picture[part], new, soft_mask[part])
+    return picture
 
 
 def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uint8]) -> ResultImage:

@@ -1,4 +1,5 @@
--- ARGV: now, submission (JSON), record (JSON). Answers {outcome, job id or count}.
+-- ARGV: now, submission (JSON), record (JSON).
+-- Answers {outcome, the new number, the id of a job that is known already, or how many wait}.
 local now = now_or(ARGV[1])
 local job = cjson.decode(ARGV[2])
 local stored = key('job', job.job_id)
@@ -37,4 +38,4 @@ if job.ending then
 else
   enter_waiting(job.job_id, job.key_id, job.priority, number)
 end
-return { 'created', job.job_id }
+return { 'created', tostring(number) }

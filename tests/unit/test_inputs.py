@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from worker.errors import ImageTooLarge, NotAnImage
-from worker.inputs import decode_mask, decode_picture, scale_picture
+from worker.inputs import decode_mask, decode_picture, scale_part, scale_picture
 
 MAX_PIXELS = 40_000_000
 RED, GREEN, BLUE, GRAY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (120, 120, 120)
@@ -306,3 +306,11 @@ def test_a_picture_of_another_size_is_scaled_by_lanczos() -> None:
     expected = np.asarray(Image.fromarray(noise).resize((33, 47), Image.Resampling.LANCZOS))
     assert np.array_equal(scale_picture(noise, 33, 47), expected)
     assert scale_picture(noise, 70, 50) is noise
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (128, 128), (200, 333)])
+def test_a_part_is_scaled_as_the_whole_is(width: int, height: int) -> None:
+    painted = np.random.default_rng(5).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    part = (slice(height // 3, height - 7), slice(11, width // 2))
+    whole = scale_picture(painted, width, height)[part].astype(int)
+    assert np.abs(scale_part(painted, width, height, part) - whole).max() <= 1
