@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -42,6 +43,23 @@ class Stopped(Exception):
     """Somebody asked this command to end."""
 
 
+class Wish:
+    """That somebody asked this command to end. An exception from a signal can be lost in a library's clean-up,
+    where Python drops it; so the wish is kept, and loops look at it."""
+
+    asked = False
+
+    @classmethod
+    def hear(cls, _signal: int, _frame: FrameType | None) -> None:
+        cls.asked = True
+        raise Stopped
+
+    @classmethod
+    def heed(cls) -> None:
+        if cls.asked:
+            raise Stopped
+
+
 class Display:
     """Lines with the seconds since the start; what changes all the time is one line that is written over."""
 
@@ -50,10 +68,11 @@ class Display:
         self._passing = ""
 
     def say(self, text: str = "") -> None:
-        if self._passing and sys.stdout.isatty():
-            sys.stdout.write("\r\x1b[K")
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        clear = "\r\x1b[K" if self._passing and sys.stdout.isatty() else ""
+        # Whoever read this may be gone; what is started must be stopped all the same.
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.write(clear + text + "\n")
+            sys.stdout.flush()
 
     def event(self, text: str) -> None:
         self.say(self._timed(text))
@@ -64,8 +83,7 @@ class Display:
             sys.stdout.write("\r\x1b[K" + self._timed(text))
             sys.stdout.flush()
         elif text != self._passing:
-            sys.stdout.write(self._timed(text) + "\n")
-            sys.stdout.flush()
+            self.say(self._timed(text))
         self._passing = text
 
     def _timed(self, text: str) -> str:
@@ -200,6 +218,7 @@ def _wait_until_ready(settings: LocalSettings, watch: Watch, display: Display, d
             raise Trouble(f"Not ready within {limit}: still no {', no '.join(missing)}. Logs: {settings.log_dir}")
         told = _last_words(settings, "worker") if missing == ["worker"] else ""
         display.passing(f"waiting for {', '.join(missing)}{told and f': {told}'}")
+        Wish.heed()
         time.sleep(POLL_SECONDS)
 
 
@@ -227,6 +246,7 @@ def _watch_for_ever(supervision: Supervision, display: Display) -> None:
     while supervision.is_running():
         for change in watch.changes():
             display.event(change)
+        Wish.heed()
         time.sleep(WATCH_SECONDS)
     display.event("the supervisor has ended")
 
@@ -274,10 +294,6 @@ def _summary(settings: LocalSettings, picture: FirstPicture | None) -> str:
     return "\n" + "\n".join(f"  {name:<9} {value}" for name, value in rows.items()) + "\n"
 
 
-def _raise_stopped(_signal: int, _frame: FrameType | None) -> None:
-    raise Stopped
-
-
 def _forget_further_signals() -> None:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
@@ -293,7 +309,7 @@ def main() -> int:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # nohup's wish is kept.
         if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
-            signal.signal(each, _raise_stopped)
+            signal.signal(each, Wish.hear)
     try:
         settings = read_settings(os.environ)
         if asked.command == "running":
