@@ -64,6 +64,8 @@ class Janitor:
     def _sweep(self, kind: ExpiryKind) -> int:
         members = self._jobs.claim_expired(kind, self._members_at_once)
         for member in members:
+            if kind == "inputs" and self._jobs.is_input_in_use(member):
+                continue  # it comes again; the end of its job sets its time anew
             try:
                 self._chores[kind](member)
             except StorageUnavailable:

@@ -8,6 +8,8 @@ workers = int(os.environ.get("API_PROCESSES", "1"))
 threads = int(os.environ.get("API_THREADS", "320"))
 worker_connections = 4 * threads
 graceful_timeout = 20
+# Which proxies' headers count is the API's own setting, TRUSTED_PROXIES; gunicorn would believe loopback.
+forwarded_allow_ips = ""
 # The control socket lies in the home folder, where a second inpaintd would take it over.
 control_socket_disable = True
 proc_name = "inpaintd-api"

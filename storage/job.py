@@ -9,6 +9,8 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 MAX_SEED = 2**32 - 1
+# How references to our own pictures begin; every other is an http(s) URL.
+OBJECT_REFERENCE, RESULT_REFERENCE = "object:", "result:"
 
 
 class JobStatus(StrEnum):

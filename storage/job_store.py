@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import redis
 
-from storage.job import Failure, InpaintJob, JobStatus, Priority
+from storage.errors import StorageUnavailable
+from storage.job import OBJECT_REFERENCE, Failure, InpaintJob, JobStatus, Priority
 from storage.redis_client import PREFIX, Scripts, open_redis, redis_outages
 from storage.settings import DAY_SECONDS, StorageSettings
 
@@ -121,6 +122,8 @@ class JobStore:
             "priorities": PRIORITIES,
             "model": job.model,
             "status": job.status.value,
+            "inputs": _stored_inputs(job),
+            "not_after": self.now() + self._settings.redis_timeout_seconds,
         }
         if max_waiting is not None:
             submission["max_waiting"] = max_waiting
@@ -131,9 +134,11 @@ class JobStore:
                 "seconds": IDEMPOTENCY_SECONDS,
             }
         if job.status.is_final:
-            submission["ending"] = self._ending(job)
+            submission["ending"] = self._ending(job, inputs=[])
         with redis_outages():
             outcome, value = self._submit(self._given_now(), json.dumps(submission), _dump(job))
+        if outcome == "late":
+            raise StorageUnavailable("Redis: it answered too late")
         if outcome == "full":
             raise QueueFull(int(value))
         if outcome == "conflict":
@@ -250,6 +255,8 @@ class JobStore:
         return changed
 
     def _after_lost_worker(self, job: InpaintJob) -> InpaintJob:
+        if job.cancel_requested:
+            return job.cancelled(at=self.now())
         if job.attempts < self._settings.max_attempts:
             return job.returned()
         message = f"The worker was lost {job.attempts} times while it painted this job."
@@ -344,6 +351,11 @@ class JobStore:
         with redis_outages():
             self._redis.zrem(_key("expiry", kind), member)
 
+    def is_input_in_use(self, object_key: str) -> bool:
+        """Whether a job that is not over needs this picture."""
+        with redis_outages():
+            return bool(self._redis.hexists(_key("inputs_in_use"), object_key))
+
     def drop_record(self, job_id: str) -> None:
         """Delete all that is known of a job that is over. Its pictures are the caller's to delete first."""
         job = self.get(job_id)
@@ -389,15 +401,17 @@ class JobStore:
             "only_expired": only_expired,
         }
         if after.status.is_final:
-            change["ending"] = self._ending(after)
+            change["ending"] = self._ending(after, inputs=_stored_inputs(after))
         with redis_outages():
             return bool(self._transition(self._given_now(), json.dumps(change), _dump(after)))
 
-    def _ending(self, job: InpaintJob) -> dict[str, Any]:
+    def _ending(self, job: InpaintJob, *, inputs: list[str]) -> dict[str, Any]:
         ending: dict[str, Any] = {
             "webhook": job.webhook_url is not None,
             "record_ttl": self._settings.record_ttl,
         }
+        if inputs:
+            ending |= {"inputs": inputs, "input_ttl": self._settings.input_ttl}
         if job.images:
             ttl = self._settings.temporary_result_ttl if job.temporary else self._settings.result_ttl
             ending["results_ttl"] = ttl
@@ -416,12 +430,17 @@ def _key(*parts: object) -> str:
     return PREFIX + ":".join(str(part) for part in parts)
 
 
+def _stored_inputs(job: InpaintJob) -> list[str]:
+    references = {job.init_image, job.mask_image}
+    return sorted(each.removeprefix(OBJECT_REFERENCE) for each in references if each.startswith(OBJECT_REFERENCE))
+
+
 def _dump(job: InpaintJob) -> str:
     return json.dumps(job.to_record(), sort_keys=True)
 
 
 def _load(fields: Mapping[str, str]) -> InpaintJob | None:
-    if not fields:
+    if "record" not in fields:
         return None
     record = json.loads(fields["record"])
     record["number"] = int(fields["number"])

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -22,17 +22,20 @@ RETRY_AFTER_SECONDS = 0.05
 # redis-py's default of 100 is fewer than a front end has threads: when Redis paused for a moment, the
 # others were told that it is out of service.
 MAX_CONNECTIONS = 4096
+# Memory used up, disk full, too few replicas, a replica, a replica cut off, a script that never ends.
+REFUSES_WRITES = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "MASTERDOWN", "BUSY")
 
 
 def open_redis(settings: StorageSettings) -> redis.Redis:
-    """A thread-safe client. One quick second try covers a connection that an idle time-out closed."""
+    """A thread-safe client. One quick second try covers a connection that an idle time-out closed; a server that
+    does not answer in time is not asked twice."""
     return redis.Redis.from_url(
         settings.redis_url.get_secret_value(),
         decode_responses=True,
         socket_timeout=settings.redis_timeout_seconds,
         socket_connect_timeout=settings.redis_timeout_seconds,
         max_connections=MAX_CONNECTIONS,
-        retry=Retry(ConstantBackoff(RETRY_AFTER_SECONDS), 1),
+        retry=Retry(ConstantBackoff(RETRY_AFTER_SECONDS), 1, supported_errors=(RedisConnectionError,)),
     )
 
 
@@ -41,8 +44,17 @@ def redis_outages() -> Iterator[None]:
     """Turn every way in which Redis can be out of service into StorageUnavailable."""
     try:
         yield
-    except (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError) as error:
-        raise StorageUnavailable(f"Redis: {type(error).__name__}") from error
+    except RedisError as error:
+        if is_outage(error):
+            raise StorageUnavailable(f"Redis: {type(error).__name__}") from error
+        raise
+
+
+def is_outage(error: RedisError) -> bool:
+    """Whether Redis is out of service, and not our command wrong. Inside a script, Redis gives only the words."""
+    if isinstance(error, (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)):
+        return True
+    return isinstance(error, ResponseError) and any(word in str(error) for word in REFUSES_WRITES)
 
 
 class Scripts:

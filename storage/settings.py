@@ -51,7 +51,7 @@ class StorageSettings(EnvironmentSettings):
         description="The Redis that holds the jobs. deploy/up starts one of its own where this is unset.",
     )
     broker_url: SecretStr | None = Field(None, description="The Celery broker; REDIS_URL where unset.")
-    redis_timeout_seconds: PositiveFloat = Field(5.0, description="How long one answer of Redis may take.")
+    redis_timeout_seconds: PositiveFloat = Field(2.0, description="How long one answer of Redis may take.")
 
     image_dir: Path = Field(Path("var/images"), description="Where pictures lie when S3_BUCKET is unset.")
     s3_endpoint: str | None = Field(None, description="The object store's URL; unset with S3_BUCKET set: AWS's.")

@@ -41,8 +41,12 @@ class Upkeep:
                 self._return_expired_leases()
                 self._top_up_tickets()
         except StorageUnavailable:
-            self._was_out_of_service = True
+            self.note_outage()
             raise
+
+    def note_outage(self) -> None:
+        """Redis was found out of service, in between."""
+        self._was_out_of_service = True
 
     def _return_expired_leases(self) -> None:
         for job in self._jobs.return_expired_leases():

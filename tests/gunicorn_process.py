@@ -23,21 +23,15 @@ THREADS = 256
 def serving(redis_url: str, folder: Path, **settings: str) -> Iterator[str]:
     """The base URL of a running front end; `settings` are environment variables."""
     port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", str(THREADS)]
-    command += [
-        "--worker-connections",
-        "1000",
-        "--no-control-socket",
-        "--bind",
-        f"127.0.0.1:{port}",
-        "api.app:create_app()",
-    ]
+    command = [sys.executable, "-m", "gunicorn", "--config", "deploy/gunicorn.conf.py", "api.app:create_app()"]
     environment = {
         **os.environ,
         "REDIS_URL": redis_url,
         "IMAGE_DIR": str(folder),
         "ALLOWED_PRIVATE_NETWORKS": "127.0.0.0/8",
         "LOG_LEVEL": "WARNING",
+        "API_PORT": str(port),
+        "API_THREADS": str(THREADS),
         **settings,
     }
     process = subprocess.Popen(command, cwd=SOURCE_DIR, env=environment)

@@ -15,6 +15,7 @@ import numpy as np
 import structlog
 from celery import Celery
 from celery.app.trace import setup_worker_optimizations
+from celery.platforms import EX_FAILURE
 from celery.worker import WorkController
 from celery.worker import state as celery_state
 
@@ -43,6 +44,7 @@ UNFIT_EXIT_CODE = 1
 LEAVE_SECONDS = 2.0
 GOODBYE_SECONDS = 8.0
 POLL_SECONDS = 0.05
+CONSUMER_PAUSE_SECONDS = 1.0
 # What they say about each ticket, our own lines say about each job.
 TALKATIVE_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
 
@@ -89,6 +91,10 @@ class Closing:
         self.exit_code = UNFIT_EXIT_CODE
         self._clerk.close()
         self._begun.set()
+
+    @property
+    def has_begun(self) -> bool:
+        return self._begun.is_set()
 
     def main_is_done(self) -> None:
         self._main_is_done.set()
@@ -224,20 +230,28 @@ def consume(app: Celery, name: str, settings: WorkerSettings, clerk: Clerk, clos
         clerk.open()
         log.info("worker_ready", worker=name, threads=settings.worker_threads)
 
-    # The bare controller: no banner, no logging of its own, no signal handlers.
-    WorkController(
-        app=app,
-        hostname=node,
-        pool_cls="threads",
-        concurrency=settings.worker_threads,
-        queues=[TICKET_QUEUE],
-        task_events=True,
-        # What workers tell each other through Celery; ours share the job store.
-        without_gossip=True,
-        without_mingle=True,
-        prefetch_multiplier=1,
-        ready_callback=begin,
-    ).start()
+    while True:
+        # The bare controller: no banner, no logging of its own, no signal handlers.
+        controller = WorkController(
+            app=app,
+            hostname=node,
+            pool_cls="threads",
+            concurrency=settings.worker_threads,
+            queues=[TICKET_QUEUE],
+            task_events=True,
+            # What workers tell each other through Celery; ours share the job store.
+            without_gossip=True,
+            without_mingle=True,
+            prefetch_multiplier=1,
+            ready_callback=begin,
+        )
+        controller.start()
+        if closing.has_begun or controller.exitcode != EX_FAILURE:
+            return
+        # A broker that refuses, or one of kombu's own errors after an outage, ends the consumer. The models are
+        # loaded and the jobs held are well: only the consumer starts anew.
+        log.warning("consumer_starts_anew")
+        time.sleep(CONSUMER_PAUSE_SECONDS)
 
 
 def _say_goodbye(clerk: Clerk, engine: EngineProcess) -> None:

@@ -176,18 +176,20 @@ class Clerk:
         try:
             self._beat()
             now = time.monotonic()
-            if self._redis_is_down:
-                log.info("redis_is_back")
             if self._open_for_work and now >= self._next_report:
                 self._jobs.heartbeat_worker(self._worker, self._report())
                 self._next_report = now + REPORT_SECONDS
             if now >= self._next_upkeep:
                 self._upkeep.run()
                 self._next_upkeep = now + UPKEEP_SECONDS
+            if self._redis_is_down:
+                self._jobs.ping()
+                log.info("redis_is_back")
         except StorageUnavailable as error:
             if not self._redis_is_down:
                 log.warning("redis_unavailable", error=str(error))
             self._redis_is_down = True
+            self._upkeep.note_outage()
             return
         self._redis_is_down = False
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from storage.image_store import ImageStore, ObjectMissing
-from storage.job import InpaintJob
+from storage.job import OBJECT_REFERENCE, RESULT_REFERENCE, InpaintJob
 from storage.job_store import JobStore
 from storage.outbound import OutboundDoor, OutboundFailed, OutboundReason, OutboundRefused
 from worker.errors import ImageTooLarge, InputRefused, InputTooLarge, InputUnreachable, JobFailed, NotAnImage, TimedOut
@@ -23,7 +23,6 @@ from worker.masks import KEEP, REPAINT, normal_form, scale_mask
 from worker.settings import WorkerSettings
 
 INIT_IMAGE, MASK_IMAGE = "init_image", "mask_image"
-OBJECT_REFERENCE, RESULT_REFERENCE = "object:", "result:"
 FORMATS = ("PNG", "JPEG", "WEBP")
 JPEG_NOISE = 24  # gray levels; a drawn mask saved with quality 85 shows up to 21 around its strokes
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)

@@ -60,7 +60,7 @@ class WorkerSettings(EnvironmentSettings):
     )
     worker_name: str | None = Field(default=None, description="Unset: host name and process id.")
     clerk_interval_seconds: PositiveFloat = Field(
-        default=0.5,
+        default=0.2,
         description="How often progress is written, leases are renewed and cancellations are read.",
     )
 
@@ -71,7 +71,9 @@ class WorkerSettings(EnvironmentSettings):
         default=600.0, description="A model that loads longer than this ends the process."
     )
     stall_timeout_seconds: PositiveFloat = Field(
-        default=120.0, description="A painting thread without a sign of life for this long ends the process."
+        default=600.0,
+        description="A painting thread without a sign of life for this long ends the process. One UNet call is the "
+        "longest it is silent: under a second on a GPU, minutes for a large model on few CPU cores.",
     )
     shutdown_grace_seconds: PositiveFloat = Field(
         default=30.0, description="How long running jobs may go on after SIGTERM before they are given back."

@@ -25,9 +25,24 @@ local function leave_waiting(job_id, key_id, priority)
   if redis.call('ZCARD', jobs) == 0 then redis.call('ZREM', key('waiting', priority), key_id) end
 end
 
+-- Pictures that came with a job are kept while it, or another that uses them, is not over.
+local function hold_inputs(inputs)
+  for _, object in ipairs(inputs) do redis.call('HINCRBY', key('inputs_in_use'), object, 1) end
+end
+
+local function release_inputs(inputs, keep_until)
+  for _, object in ipairs(inputs) do
+    if redis.call('HINCRBY', key('inputs_in_use'), object, -1) <= 0 then
+      redis.call('HDEL', key('inputs_in_use'), object)
+    end
+    redis.call('ZADD', key('expiry', 'inputs'), 'GT', keep_until, object)
+  end
+end
+
 -- What happens once, in the transaction in which a job ends.
 local function conclude(job_id, ending, now)
   if ending.webhook then redis.call('ZADD', key('webhooks'), now, job_id) end
+  if ending.inputs then release_inputs(ending.inputs, now + ending.input_ttl) end
   if ending.results_ttl then redis.call('ZADD', key('expiry', 'results'), now + ending.results_ttl, job_id) end
   redis.call('ZADD', key('expiry', 'records'), now + ending.record_ttl, job_id)
   redis.call('PUBLISH', key('done'), job_id)

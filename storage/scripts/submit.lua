@@ -4,6 +4,8 @@ local now = now_or(ARGV[1])
 local job = cjson.decode(ARGV[2])
 local stored = key('job', job.job_id)
 
+-- The caller gave up on this long ago, and told its client so.
+if job.not_after and now > job.not_after then return { 'late', '' } end
 if redis.call('EXISTS', stored) == 1 then return { 'known', job.job_id } end
 
 local idempotency = job.idempotency and key('idempotency', job.key_id, job.idempotency.key)
@@ -36,6 +38,7 @@ end
 if job.ending then
   conclude(job.job_id, job.ending, now)
 else
+  hold_inputs(job.inputs)
   enter_waiting(job.job_id, job.key_id, job.priority, number)
 end
 return { 'created', tostring(number) }

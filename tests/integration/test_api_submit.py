@@ -6,13 +6,16 @@ import base64
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from storage.image_store import ObjectMissing
 from storage.job import Failure, InpaintJob, JobStatus
 from tests.front_end import PICTURE, FakeWorker, FrontEnd, front_end, open_with, png
+from tests.gunicorn_process import serving
 
 __all__ = ["front_end", "open_with"]
 
@@ -285,3 +288,18 @@ def test_a_cancelled_job_is_an_error_to_the_client_that_waits(front_end: FrontEn
     assert answer["status"] == "error"
     assert "cancelled" in answer["message"]
     assert stored(front_end, answer["id"]).status is JobStatus.CANCELLED
+
+
+def test_only_trusted_proxies_say_how_the_service_was_reached(
+    front_end: FrontEnd, redis_url: str, tmp_path: Path
+) -> None:
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "public.example"}
+    for trusted, base in (("10.0.0.0/8", ""), ("127.0.0.0/8", "https://public.example")):
+        with serving(redis_url, tmp_path, TRUSTED_PROXIES=trusted) as url:
+            answer = requests.post(
+                f"{url}/api/v6/realtime/inpaint",
+                json=front_end.body(instant_response=True),
+                headers=headers,
+                timeout=10,
+            ).json()
+            assert answer["fetch_result"].startswith(f"{base or url}/api/v6/realtime/fetch/")

@@ -206,3 +206,23 @@ def test_two_janitors_share_the_work(house: House) -> None:
     for number in range(30):
         house.scene.jobs.keep_until("inputs", f"inputs/{number}", house.scene.clock())
     assert house.janitor.sweep() + other.sweep() == 30
+
+
+def test_an_input_is_kept_while_its_job_waits_and_for_its_time_after(house: House) -> None:
+    jobs, clock, ttl = house.scene.jobs, house.scene.clock, house.scene.storage.input_ttl
+    shared = {"init_image": "object:inputs/shared", "mask_image": "object:inputs/mask"}
+    first, second = jobs.submit(a_job(**shared)), jobs.submit(a_job(**shared))
+    for key in ("inputs/shared", "inputs/mask"):
+        house.images.put(key, b"png", "image/png")
+        jobs.keep_until("inputs", key, clock() + ttl)
+    for job in (first, second):
+        clock.advance(2 * ttl)
+        house.janitor.sweep()
+        assert house.files == {"inputs/shared", "inputs/mask"}
+        jobs.cancel(job.job_id)
+    clock.advance(ttl - 1)
+    house.janitor.sweep()
+    assert house.files == {"inputs/shared", "inputs/mask"}
+    clock.advance(1)
+    house.janitor.sweep()
+    assert house.files == set()

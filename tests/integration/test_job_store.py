@@ -221,6 +221,18 @@ def test_the_third_lost_claim_fails_the_job(store: JobStore, clock: Clock) -> No
     assert store.claim_due_webhooks(10, hold_seconds=60) == [job.job_id]
 
 
+def test_a_cancelled_job_whose_last_worker_is_lost_was_cancelled(store: JobStore, clock: Clock) -> None:
+    store.submit(a_job())
+    for _ in range(2):
+        claim(store)
+        clock.now += 16
+        store.return_expired_leases()
+    store.cancel(claim(store).job_id)
+    clock.now += 16
+    (job,) = store.return_expired_leases()
+    assert job.status is JobStatus.CANCELLED
+
+
 def test_given_back_jobs_never_run_out_of_attempts(store: JobStore) -> None:
     store.submit(a_job())
     for _ in range(5):
@@ -371,4 +383,39 @@ def test_redis_out_of_service_is_said_at_once_and_nothing_is_lost(redis_server: 
         redis_server.start()
     assert store.get(kept.job_id) == kept
     assert claim(store).job_id == kept.job_id
+    client.close()
+
+
+def test_a_submission_that_redis_gets_too_late_makes_no_job(redis_server: RedisServer, redis_url: str) -> None:
+    settings = StorageSettings(redis_url=redis_url, redis_timeout_seconds=0.3)
+    client = open_redis(settings)
+    store = JobStore(client, settings)
+    job = a_job()
+    now = store.now()
+    store.now = lambda: now  # type: ignore[method-assign]  # the time was asked just before Redis hung
+    with redis_server.hanging(), pytest.raises(StorageUnavailable):
+        started = time.monotonic()
+        store.submit(job)
+    assert time.monotonic() - started < 1.5
+    time.sleep(0.2)
+    assert store.get(job.job_id) is None
+    assert store.waiting_count() == 0
+    client.close()
+
+
+@pytest.mark.parametrize("refusal", [{"maxmemory": "1"}, {"min-replicas-to-write": "1"}])
+def test_a_redis_that_refuses_writes_is_out_of_service(redis_url: str, refusal: dict[str, str]) -> None:
+    settings = StorageSettings(redis_url=redis_url)
+    client = open_redis(settings)
+    store = JobStore(client, settings)
+    store.submit(a_job())
+    (name, value), (_, before) = *refusal.items(), *client.config_get(next(iter(refusal))).items()
+    client.config_set(name, value)
+    try:
+        for call in (lambda: store.submit(a_job()), lambda: store.claim_next(worker="w")):
+            with pytest.raises(StorageUnavailable):
+                call()
+    finally:
+        client.config_set(name, before)
+    assert store.claim_next(worker="w") is not None
     client.close()

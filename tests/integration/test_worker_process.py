@@ -17,6 +17,7 @@ from celery.events import EventReceiver
 
 from storage.job import InpaintJob, JobStatus
 from storage.job_queue import celery_app
+from storage.job_store import open_redis
 from tests.servers import RedisServer
 from tests.worker_processes import START_SECONDS, Nursery, WorkerProcess, nursery
 from tests.workshops import Scene
@@ -169,6 +170,21 @@ def test_a_job_of_a_killed_worker_is_done_by_its_successor(stage: Stage) -> None
     assert first.wait(5) == -signal.SIGKILL
     stage.start()
     assert stage.await_end(job, CRASH_SECONDS).status is JobStatus.SUCCEEDED
+
+
+def test_a_worker_outlives_a_redis_that_refuses_writes_for_a_while(stage: Stage) -> None:
+    worker = stage.start()
+    client = open_redis(stage.scene.storage)
+    job = stage.scene.submit(prompt="seconds 0.5")
+    stage.await_begin(job)
+    client.config_set("min-replicas-to-write", 1)
+    time.sleep(2)
+    client.config_set("min-replicas-to-write", 0)
+    after = stage.scene.submit()
+    assert [stage.await_end(each).status for each in (job, after)] == [JobStatus.SUCCEEDED] * 2
+    assert (stage.begun(job), stage.begun(after)) == (1, 1)
+    assert worker.exit_code() is None
+    client.close()
 
 
 def test_the_third_crash_of_the_same_job_fails_it(stage: Stage) -> None:
