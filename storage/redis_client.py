@@ -58,14 +58,14 @@ def is_outage(error: RedisError) -> bool:
 
 
 class Scripts:
-    """The Lua files of storage/scripts, each behind the common beginning, by name."""
+    """The Lua files of storage/scripts, each behind the prelude, by name."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._folder = resources.files("storage") / "scripts"
-        self._common = (self._folder / "common.lua").read_text()
+        self._prelude = (self._folder / "prelude.lua").read_text()
 
     def load(self, name: str) -> Callable[..., Any]:
         """A callable that runs the script with its arguments; the caller translates outages."""
-        script = self._client.register_script(self._common + (self._folder / f"{name}.lua").read_text())
+        script = self._client.register_script(self._prelude + (self._folder / f"{name}.lua").read_text())
         return lambda *args: script(args=args)
