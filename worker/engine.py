@@ -29,8 +29,8 @@ from worker.devices import (
 from worker.errors import Cancelled, InternalError, JobFailed, OutOfMemory, TimedOut, WorkerUnfit
 from worker.loading import LoadedModel, load_model
 from worker.models import ResidentModels
-from worker.sample import CallShape, Painting, Sample, begin_samples, predict_noise
-from worker.schedulers import num_evaluations
+from worker.preparing import begin_samples
+from worker.sample import CallShape, Painting, Sample, predict_noise
 from worker.settings import WorkerSettings
 
 __all__ = ["Activity", "Engine", "EnginePulse", "Painting", "open_engine"]
@@ -81,9 +81,9 @@ class _Run:
 
     @property
     def progress(self) -> tuple[int, int]:
-        total = num_evaluations(self.painting.num_inference_steps, self.painting.strength)
         samples = list(self.samples)
         if not samples:
+            total = self.painting.num_evaluations
             return (total if self.pictures else 0), total
         return min(sample.index for sample in samples), len(samples[0].timesteps)
 
@@ -320,7 +320,13 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
     """The engine this machine and these settings make. Raises WorkerUnfit when the device is not there."""
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
-    load = functools.partial(load_model, device=device, dtype=dtype, prompt_cache_entries=settings.prompt_cache_entries)
+    load = functools.partial(
+        load_model,
+        device=device,
+        dtype=dtype,
+        prompt_cache_entries=settings.prompt_cache_entries,
+        picture_cache_bytes=settings.picture_cache_bytes,
+    )
     models = ResidentModels(
         catalog,
         load,

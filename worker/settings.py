@@ -51,6 +51,11 @@ class WorkerSettings(EnvironmentSettings):
     prompt_cache_entries: NonNegativeInt = Field(
         default=256, description="Prompt encodings kept for each loaded model."
     )
+    picture_cache_bytes: NonNegativeInt = Field(
+        default=64 * MEBIBYTE,
+        description="Memory for encodings of the last pictures, for each loaded model: a client who tries "
+        "prompts and seeds on one picture has it encoded once.",
+    )
 
     worker_threads: PositiveInt = Field(
         default=8,
