@@ -17,6 +17,12 @@ class JobFailed(Exception):
         super().__init__(self.message)
 
 
+class InputRefused(JobFailed):
+    """The address of a picture of this job may not be opened."""
+
+    code = "input_refused"
+
+
 class InputUnreachable(JobFailed):
     """A picture of this job could not be fetched from its address."""
 

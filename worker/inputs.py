@@ -18,7 +18,7 @@ from storage.image_store import ImageStore, ObjectMissing
 from storage.job import InpaintJob
 from storage.job_store import JobStore
 from storage.outbound import OutboundDoor, OutboundFailed, OutboundReason, OutboundRefused
-from worker.errors import ImageTooLarge, InputTooLarge, InputUnreachable, JobFailed, NotAnImage, TimedOut
+from worker.errors import ImageTooLarge, InputRefused, InputTooLarge, InputUnreachable, JobFailed, NotAnImage, TimedOut
 from worker.masks import normal_form, scale_mask
 from worker.settings import WorkerSettings
 
@@ -46,12 +46,6 @@ _DECODING = threading.BoundedSemaphore(2)
 
 # Larger than Pillow's own limit is refused, whatever the settings say.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
-
-class InputRefused(JobFailed):
-    """The address of a picture of this job may not be opened."""
-
-    code = "input_refused"
 
 
 @dataclass(frozen=True)

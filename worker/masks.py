@@ -85,7 +85,7 @@ def latent_strength(mask: Gray, factor: int) -> NDArray[np.float32] | None:
     levels = _patch_maximum(mask, factor)
     if ((levels == KEEP) | (levels == REPAINT)).all():
         return None
-    return levels.astype(np.float32) / REPAINT
+    return np.divide(levels, REPAINT, dtype=np.float32)
 
 
 def _covering(length: int, count: int) -> list[slice]:

@@ -147,11 +147,13 @@ def _encode(model: LoadedModel, picture: torch.Tensor, key: bytes) -> Draw:
     encoded = model.encodings.get(key, lambda: _run_vae(model, picture))
     scale = model.vae.config.scaling_factor
     if isinstance(encoded, torch.Tensor):
-        return lambda _generator: scale * encoded.to(model.dtype)
+        latents: torch.Tensor = scale * encoded.to(model.dtype)
+        return lambda _generator: latents
 
     def draw(generator: torch.Generator | None) -> torch.Tensor:
-        latents: torch.Tensor = encoded.mode() if generator is None else encoded.sample(generator)
-        return scale * latents.to(model.dtype)
+        drawn = encoded.mode() if generator is None else encoded.sample(generator)
+        latents: torch.Tensor = scale * drawn.to(model.dtype)
+        return latents
 
     return draw
 

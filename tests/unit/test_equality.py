@@ -62,7 +62,9 @@ def combinations() -> Iterator[Any]:
             if not WHOLE_MATRIX and (row + column // 2) % 2 != column % 2:
                 continue
             for asked in ASKED if WHOLE_MATRIX else [ASKED[chosen]]:
-                yield pytest.param(model, sampling, asked, id=f"{model}-{'-'.join(map(str, sampling.values()))}-{asked}")
+                yield pytest.param(
+                    model, sampling, asked, id=f"{model}-{'-'.join(map(str, sampling.values()))}-{asked}"
+                )
 
 
 BATCHED_PSNR = 50
