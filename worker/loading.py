@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -20,7 +23,7 @@ from storage.model_catalog import ModelEntry, SingleFile
 from worker.encodings import PictureEncodings
 from worker.model_files import WEIGHT_PARTS, BadModelFiles, ModelFiles, find_files
 from worker.prompts import PromptEncoder, TextTower
-from worker.schedulers import inpainting_config
+from worker.schedulers import Schedulers, inpainting_config
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +42,7 @@ class LoadedModel:
     vae: Any
     prompts: PromptEncoder
     encodings: PictureEncodings
-    scheduler_config: Mapping[str, Any]
+    schedulers: Schedulers
     device: torch.device
     dtype: torch.dtype
 
@@ -52,6 +55,13 @@ class LoadedModel:
     def draws_latents(self) -> bool:
         """Its VAE encodes to a distribution, not to one value."""
         return isinstance(self.vae, AutoencoderKL)
+
+    @functools.cached_property
+    def latent_colours(self) -> NDArray[np.float32]:
+        """See previews.learn_colours."""
+        from worker.previews import learn_colours  # noqa: PLC0415  # it is about this class
+
+        return learn_colours(self)
 
     @property
     def latent_channels(self) -> int:
@@ -99,7 +109,7 @@ def load_model(
         vae=parts["vae"],
         prompts=_prompt_encoder(parts, files, prompt_cache_entries),
         encodings=PictureEncodings(picture_cache_bytes),
-        scheduler_config=inpainting_config(parts["scheduler_config"], corrects_offset=files.family == "sd"),
+        schedulers=Schedulers(inpainting_config(parts["scheduler_config"], corrects_offset=files.family == "sd")),
         device=device,
         dtype=dtype,
     )

@@ -17,7 +17,7 @@ from worker.loading import LoadedModel
 from worker.masks import KEEP, latent_mask, latent_strength
 from worker.prompts import Conditioning
 from worker.sample import PIXEL_MAX, Painting, Sample
-from worker.schedulers import make_scheduler, plan_timesteps, step_arguments
+from worker.schedulers import step_arguments
 
 Draw = Callable[[torch.Generator | None], torch.Tensor]
 
@@ -39,7 +39,11 @@ class Canvas:
 
 
 def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
-    """Wherever the mask asks for any repainting, a UNet that sees the masked picture does not see it."""
+    """Wherever the mask asks for any repainting, a UNet that sees the masked picture does not see it.
+
+    Sets the scheduler up, too. Raises ValueError for one that is not offered.
+    """
+    model.schedulers.prepare(painting.plan)
     pixels = torch.from_numpy(painting.picture.astype(np.float32)[np.newaxis] / PIXEL_MAX)
     picture = (2.0 * pixels - 1.0).permute(0, 3, 1, 2)
     visible = painting.mask <= KEEP
@@ -96,13 +100,7 @@ def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
 
 def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -> Sample:
     generator = torch.Generator("cpu").manual_seed(seed)
-    scheduler = make_scheduler(
-        painting.scheduler,
-        model.scheduler_config,
-        use_karras_sigmas=painting.use_karras_sigmas,
-        algorithm_type=painting.algorithm_type,
-    )
-    timesteps = plan_timesteps(scheduler, painting.num_inference_steps, painting.strength)
+    scheduler, timesteps = model.schedulers.begin(painting.plan)
     shape = (1, model.latent_channels, *shared.mask.shape[2:])
     begins_from_picture = painting.strength < 1
     draws_original = begins_from_picture or not model.sees_mask

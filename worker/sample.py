@@ -14,6 +14,7 @@ from storage.schedulers import num_evaluations
 from worker.errors import InternalError
 from worker.loading import LoadedModel
 from worker.prompts import Conditioning
+from worker.schedulers import Plan
 
 PIXEL_MAX = 255.0
 
@@ -45,6 +46,12 @@ class Painting:
     def num_evaluations(self) -> int:
         """UNet evaluations of one picture."""
         return num_evaluations(self.num_inference_steps, self.strength, self.scheduler)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(
+            self.scheduler, self.use_karras_sigmas, self.algorithm_type, self.num_inference_steps, self.strength
+        )
 
 
 @dataclass(frozen=True)
