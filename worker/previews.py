@@ -48,8 +48,8 @@ def learn_colours(model: LoadedModel) -> NDArray[np.float32]:
     latents = encoded.latent_dist.mode() if model.draws_latents else encoded.latents
     known = (latents * model.vae.config.scaling_factor)[0].float().cpu().numpy()
     linear = np.concatenate([known.reshape(len(known), -1), np.ones((1, known[0].size), np.float32)])
-    colours, *_ = np.linalg.lstsq(linear.T, per_latent[0].reshape(3, -1).numpy().T, rcond=None)
-    return colours.astype(np.float32)
+    colours: NDArray[np.float32] = np.linalg.lstsq(linear.T, per_latent[0].reshape(3, -1).numpy().T, rcond=None)[0]
+    return colours
 
 
 def _clean_latents(sample: Sample, prediction: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,6 @@ import diffusers
 import torch
 
 from storage.schedulers import SCHEDULERS, num_steps
-
-PLANS_KEPT = 64  # about 50 kB each
 
 
 def make_scheduler(
@@ -53,7 +50,7 @@ class Plan:
 
 
 class Schedulers:
-    """One model's schedulers, set up once for each plan and copied for each sample. Safe to use from many threads.
+    """One model's schedulers: each made once, and copied for each sample. Safe to use from many threads.
 
     Making one anew takes diffusers up to 0.16 s (the KDPM2 ones work through all the noise levels of the
     training), as long as many steps.
@@ -62,35 +59,27 @@ class Schedulers:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._planned: OrderedDict[Plan, tuple[Any, torch.Tensor]] = OrderedDict()
+        self._pristine: dict[tuple[str, bool, str | None], Any] = {}
 
     def prepare(self, plan: Plan) -> None:
-        """Set it up, if it is not. Raises ValueError for a scheduler that is not offered."""
-        self._original(plan)
-
-    def begin(self, plan: Plan) -> tuple[Any, torch.Tensor]:
-        """A sample's own scheduler, and the timesteps it is to walk through."""
-        scheduler, timesteps = self._original(plan)
-        return copy.deepcopy(scheduler), timesteps
-
-    def _original(self, plan: Plan) -> tuple[Any, torch.Tensor]:
-        with self._lock:
-            known = self._planned.get(plan)
-            if known is not None:
-                self._planned.move_to_end(plan)
-                return known
+        """Make the scheduler, if it is not there yet. Raises ValueError for one that is not offered."""
+        key = (plan.scheduler, plan.use_karras_sigmas, plan.algorithm_type)
+        if key in self._pristine:
+            return
         scheduler = make_scheduler(
             plan.scheduler,
             self._config,
             use_karras_sigmas=plan.use_karras_sigmas,
             algorithm_type=plan.algorithm_type,
         )
-        planned = scheduler, plan_timesteps(scheduler, plan.num_inference_steps, plan.strength)
         with self._lock:
-            self._planned[plan] = planned
-            while len(self._planned) > PLANS_KEPT:
-                self._planned.popitem(last=False)
-        return planned
+            self._pristine.setdefault(key, scheduler)
+
+    def begin(self, plan: Plan) -> tuple[Any, torch.Tensor]:
+        """A sample's own scheduler, and the timesteps it is to walk through."""
+        self.prepare(plan)
+        scheduler = copy.deepcopy(self._pristine[plan.scheduler, plan.use_karras_sigmas, plan.algorithm_type])
+        return scheduler, plan_timesteps(scheduler, plan.num_inference_steps, plan.strength)
 
 
 def inpainting_config(config: Mapping[str, Any], *, corrects_offset: bool = True) -> dict[str, Any]:

@@ -84,9 +84,8 @@ def _rows(engine: Engine, model: LoadedModel, stock: Callable[[Painting], Any], 
     paint_together(engine, mixed_paintings(size, 4, salt=99))
     for salt in range(rounds):
         paintings = mixed_paintings(size, NUM_JOBS, salt=salt)
-        together = [
-            made[0] for made in _timed(seconds["together"], functools.partial(paint_together, engine, paintings))
-        ]
+        made = _timed(seconds["together"], functools.partial(paint_together, engine, paintings))
+        together = [pictures[0] for pictures in made]
         # Other prompts of the same length, so that neither finds the other's encodings.
         again = [dataclasses.replace(each, prompt=each.prompt + ".") for each in paintings]
         _timed(seconds["alone"], functools.partial(_each, engine.paint, again))
