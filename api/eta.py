@@ -9,6 +9,7 @@ from storage.errors import StorageUnavailable
 from storage.job import InpaintJob, JobStatus
 from storage.job_store import JobStore, Runtime
 from storage.model_catalog import ModelCatalog
+from storage.schedulers import num_evaluations
 
 MIN_SECONDS = 1.0
 # Before anything was measured: a middling GPU at 512 x 512, or a small model on a CPU.
@@ -19,8 +20,8 @@ Runtimes = Mapping[tuple[int, int], Runtime]
 
 
 def evaluations(job: InpaintJob) -> int:
-    """UNet evaluations of the whole job, images times steps; see `strength` in diffusers' inpainting."""
-    return job.num_images * max(1, int(job.num_inference_steps * job.strength))
+    """UNet evaluations of the whole job."""
+    return job.num_images * num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
 
 
 def job_seconds(runtimes: Runtimes, worked_size: tuple[int, int], num_evaluations: int) -> float:

@@ -92,6 +92,7 @@ class InpaintJob:
     seed: int
     scheduler: str
     use_karras_sigmas: bool = False
+    algorithm_type: str | None = None
     priority: Priority = Priority.NORMAL
     webhook_url: str | None = None
     track_id: str | None = None

@@ -100,7 +100,7 @@ class _Entry(BaseModel):
     aliases: tuple[str, ...] = ()
     name: str = ""
     description: str = ""
-    family: Literal["sd"] = "sd"
+    family: Literal["sd", "sdxl"] = "sd"
     folder: Path | None = None
     file: Path | None = None
     config: Path | None = None
@@ -121,6 +121,8 @@ class _Entry(BaseModel):
             raise ValueError("give exactly one of folder, file and hub")
         if (self.file is None) != (self.config is None):
             raise ValueError("file and config (a folder with the model's configuration) come together")
+        if self.file is not None and self.family != "sd":
+            raise ValueError("a single file must be of family sd; other families come as folders")
         if self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}")
         if self.min_size > self.max_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +25,10 @@ from worker.engine import Engine, Painting
 from worker.loading import load_model, quieten_libraries
 from worker.models import Load, ResidentModels
 
-# diffusers 0.42.1 gives torch tensors to numpy in a way that numpy 2 will drop.
+# diffusers 0.42.1 gives torch tensors to numpy in ways that numpy 2 will drop.
 LIBRARY_WARNINGS = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers"
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers",
+    "ignore:__array_wrap__ must accept context and return_scalar:DeprecationWarning",
 )
 SIZE = 64
 CPU = torch.device("cpu")
@@ -91,9 +93,10 @@ def paint_together(engine: Engine, paintings: Sequence[Painting]) -> list[list[N
 
 def load_stock(folder: Path) -> Any:
     quieten_libraries()
-    pipeline = diffusers.StableDiffusionInpaintPipeline.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32
-    )
+    saved_as = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    is_xl = saved_as.startswith("StableDiffusionXL")
+    pipeline_class = diffusers.StableDiffusionXLInpaintPipeline if is_xl else diffusers.StableDiffusionInpaintPipeline
+    pipeline = pipeline_class.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -103,8 +106,10 @@ def paint_stock(
 ) -> NDArray[np.uint8]:
     """The first picture of a painting by diffusers' own pipeline; `pristine` is its first scheduler config."""
     scheduler_class = getattr(diffusers, painting.scheduler)
-    karras = {"use_karras_sigmas": True} if painting.use_karras_sigmas else {}
-    pipeline.scheduler = scheduler_class.from_config(pristine, **karras)
+    asked: dict[str, Any] = {"use_karras_sigmas": True} if painting.use_karras_sigmas else {}
+    if painting.algorithm_type is not None:
+        asked["algorithm_type"] = painting.algorithm_type
+    pipeline.scheduler = scheduler_class.from_config(pristine, **asked)
 
     def at_step_end(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         if on_latents is not None:
@@ -114,7 +119,7 @@ def paint_stock(
     height, width = painting.mask.shape
     image = pipeline(
         prompt=painting.prompt,
-        negative_prompt=painting.negative_prompt,
+        negative_prompt=painting.negative_prompt or None,
         image=Image.fromarray(painting.picture),
         mask_image=Image.fromarray(painting.mask),
         height=height,

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from storage.model_catalog import Folder, Hub, ModelCatalog, ModelEntry, SingleFile
 from worker.loading import quieten_libraries
 
 WORDS = ("a", "red", "blue", "cat", "dog", "circle", "on", "the", "white", "background")
 TEXT_WIDTH = 32
+TIME_WIDTH = 8
 MAX_TOKENS = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 # Random weights hardly heed prompt and mask; with these a mix-up of samples is plainly visible.
@@ -22,43 +31,89 @@ MASK_GAIN = 6.0
 WORD_END = "</w>"
 
 
-def make_tiny_model(folder: Path, *, channels: int = 9, prediction_type: str = "epsilon", weight_seed: int = 1) -> Path:
+def make_tiny_model(
+    folder: Path,
+    *,
+    family: str = "sd",
+    channels: int = 9,
+    prediction_type: str = "epsilon",
+    weight_seed: int = 1,
+    **pipeline_config: bool,
+) -> Path:
     """Write a model whose UNet has 9 or 4 input channels (5 MB), unless it is there; returns its folder."""
-    model = folder / f"sd{channels}-{prediction_type}-{weight_seed}"
+    words = [f"{family}{channels}", prediction_type, str(weight_seed), *map(str, pipeline_config.values())]
+    model = folder / "-".join(words)
     if model.is_dir():
         return model
     quieten_libraries()
     tokenizer = _tokenizer(folder / "words")
     torch.manual_seed(weight_seed)
-    pipeline = StableDiffusionInpaintPipeline(
-        vae=_vae(),
-        text_encoder=_text_encoder(tokenizer),
-        tokenizer=tokenizer,
-        unet=_unet(channels),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            prediction_type=prediction_type,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(model)
+    make = {"sd": _stable_diffusion, "sdxl": _stable_diffusion_xl}[family]
+    make(tokenizer, channels, _scheduler(prediction_type), pipeline_config).save_pretrained(model)
+    config = model / "scheduler" / "scheduler_config.json"
+    # As published models have it, whatever scheduler is theirs.
+    config.write_text(json.dumps({**json.loads(config.read_text()), "skip_prk_steps": True}))
     return model
 
 
-def tiny_entry(model_id: str, source: Folder | SingleFile | Hub | Path) -> ModelEntry:
+def _scheduler(prediction_type: str) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+
+
+def _stable_diffusion(
+    tokenizer: CLIPTokenizer, channels: int, scheduler: DDIMScheduler, config: Mapping[str, bool]
+) -> StableDiffusionInpaintPipeline:
+    return StableDiffusionInpaintPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer)),
+        tokenizer=tokenizer,
+        unet=_unet(channels),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **config,
+    )
+
+
+def _stable_diffusion_xl(
+    tokenizer: CLIPTokenizer, channels: int, scheduler: DDIMScheduler, config: Mapping[str, bool]
+) -> StableDiffusionXLInpaintPipeline:
+    return StableDiffusionXLInpaintPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=_unet(
+            channels,
+            cross_attention_dim=2 * TEXT_WIDTH,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=TIME_WIDTH,
+            projection_class_embeddings_input_dim=6 * TIME_WIDTH + TEXT_WIDTH,
+            transformer_layers_per_block=(1, 2),
+        ),
+        scheduler=scheduler,
+        **config,
+    )
+
+
+def tiny_entry(model_id: str, source: Folder | SingleFile | Hub | Path, *, family: str = "sd") -> ModelEntry:
     return ModelEntry(
         id=model_id,
         aliases=(),
         name=model_id,
         description="",
-        family="sd",
+        family=family,
         source=Folder(source) if isinstance(source, Path) else source,
         native_size=64,
         min_size=64,
@@ -102,20 +157,19 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
     )
 
 
-def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     size = len(tokenizer)
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=size,
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=size - 2,
-            eos_token_id=size - 1,
-            pad_token_id=size - 1,
-        )
+    return CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
     )
 
 
@@ -131,7 +185,8 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _unet(channels: int) -> UNet2DConditionModel:
+def _unet(channels: int, **changes: Any) -> UNet2DConditionModel:
+    config = {"cross_attention_dim": TEXT_WIDTH, **changes}
     unet = UNet2DConditionModel(
         block_out_channels=(32, 64),
         norm_num_groups=8,
@@ -142,7 +197,7 @@ def _unet(channels: int) -> UNet2DConditionModel:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=4,
-        cross_attention_dim=TEXT_WIDTH,
+        **config,
     )
     with torch.no_grad():
         for name, weights in unet.named_parameters():

@@ -8,8 +8,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -26,11 +27,13 @@ from worker.devices import (
     is_out_of_memory,
     model_budget_bytes,
 )
-from worker.errors import Cancelled, InternalError, JobFailed, OutOfMemory, TimedOut, WorkerUnfit
-from worker.loading import LoadedModel, load_model
+from worker.errors import InternalError, JobFailed, OutOfMemory, WorkerUnfit
+from worker.loading import load_model
 from worker.models import ResidentModels
-from worker.sample import CallShape, Painting, Sample, begin_samples, predict_noise
-from worker.schedulers import num_evaluations
+from worker.preparing import begin_samples, make_canvas
+from worker.previews import make_preview
+from worker.runs import Run
+from worker.sample import CallShape, Painting, Sample, predict_noise
 from worker.settings import WorkerSettings
 
 __all__ = ["Activity", "Engine", "EnginePulse", "Painting", "open_engine"]
@@ -39,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 IDLE_WAIT_SECONDS = 1.0
 STOP_WAIT_SECONDS = 30.0
+PREVIEW_WAIT_SECONDS = 10.0
+DEFAULT_FLIGHT_BYTES = 2**30
 STOPPED = "The engine has stopped."
 
 Activity = Literal["idle", "loading", "warming_up", "painting"]
@@ -53,42 +58,7 @@ class EnginePulse:
     since: float
 
 
-@dataclass(eq=False)
-class _Run:
-    """A painting inside the engine. The engine's thread writes it; `done` says that it is over."""
-
-    painting: Painting
-    model: LoadedModel | None = None
-    samples: list[Sample] = field(default_factory=list)
-    pictures: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-    failure: JobFailed | WorkerUnfit | None = None
-    cancelled: bool = False
-    done: threading.Event = field(default_factory=threading.Event)
-
-    def check(self) -> None:
-        """Raises what ended the run, or must end it now."""
-        if self.failure is not None:
-            raise self.failure
-        if self.cancelled:
-            raise Cancelled
-        if self.painting.deadline is not None and time.monotonic() > self.painting.deadline:
-            raise TimedOut
-
-    def end(self, failure: JobFailed | WorkerUnfit | None = None) -> None:
-        self.failure = self.failure or failure
-        self.samples = []
-        self.done.set()
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        total = num_evaluations(self.painting.num_inference_steps, self.painting.strength)
-        samples = list(self.samples)
-        if not samples:
-            return (total if self.pictures else 0), total
-        return min(sample.index for sample in samples), len(samples[0].timesteps)
-
-
-_Seat = tuple[_Run, Sample]
+_Seat = tuple[Run, Sample]
 
 
 class Engine:
@@ -99,15 +69,23 @@ class Engine:
     `unfit` is set when this process cannot paint any more.
     """
 
-    def __init__(self, models: ResidentModels, *, max_batch: int, torch_threads: int) -> None:
+    def __init__(
+        self,
+        models: ResidentModels,
+        *,
+        max_batch: int,
+        torch_threads: int,
+        flight_bytes: int = DEFAULT_FLIGHT_BYTES,
+    ) -> None:
         self.unfit: WorkerUnfit | None = None
         self._models = models
         self._max_batch = max_batch
+        self._flight_bytes = flight_bytes
         self._torch_threads = torch_threads
         self._changed = threading.Condition()
-        self._runs: list[_Run] = []
-        self._waiting: list[_Run] = []
-        self._painting: list[_Run] = []
+        self._runs: list[Run] = []
+        self._waiting: list[Run] = []
+        self._painting: list[Run] = []
         self._batch_limits: dict[CallShape, int] = {}
         self._stopping = False
         self._alive_at = time.monotonic()
@@ -128,9 +106,11 @@ class Engine:
 
         Blocks until they are there. Raises JobFailed; WorkerUnfit when the job is to be done elsewhere.
         """
-        run = _Run(painting)
+        run = Run(painting)
         with self._known(run), self._models.hold(painting.model, run.check) as model:
             run.model = model
+            # In this thread: what needs no device is no part of the engine's turn.
+            run.canvas = self._attempt(run, functools.partial(make_canvas, model, painting), repeatable=False)
             with self._changed:
                 run.check()
                 self._waiting.append(run)
@@ -152,6 +132,23 @@ class Engine:
         with self._changed:
             return {run.painting.job_id: run.progress for run in self._runs}
 
+    def preview(self, job_id: str) -> NDArray[np.uint8] | None:
+        """What the job's first picture looks like so far: (h, w, 3) RGB, under 50 kB; None while it does not run.
+
+        Blocks for a step at most.
+        """
+        with self._changed:
+            run = next((run for run in self._painting if run.painting.job_id == job_id and run.samples), None)
+            if run is None:
+                return None
+            run.preview = waiting = run.preview or Future()
+        if run.done.is_set():
+            return None
+        try:
+            return waiting.result(PREVIEW_WAIT_SECONDS)
+        except TimeoutError:
+            return None
+
     def pulse(self) -> EnginePulse:
         loading_since = self._models.loading_since()
         with self._changed:
@@ -165,7 +162,7 @@ class Engine:
         return self._models.names()
 
     @contextmanager
-    def _known(self, run: _Run) -> Iterator[None]:
+    def _known(self, run: Run) -> Iterator[None]:
         with self._changed:
             if self._stopping:
                 raise self.unfit or WorkerUnfit(STOPPED)
@@ -216,12 +213,20 @@ class Engine:
             self._forget_done()
 
     def _admit(self) -> None:
+        """In the order of arrival, as far as the memory for what is in flight goes; one job alone always may."""
         with self._changed:
-            admitted, self._waiting = self._waiting, []
+            held_bytes = sum(run.size_bytes for run in self._painting)
+            admitted: list[Run] = []
+            for run in self._waiting:
+                if (self._painting or admitted) and held_bytes + run.size_bytes > self._flight_bytes:
+                    break
+                held_bytes += run.size_bytes
+                admitted.append(run)
+            self._waiting = self._waiting[len(admitted) :]
             self._painting += admitted
         for run in admitted:
             if run.model is not None:
-                begin = functools.partial(begin_samples, run.model, run.painting)
+                begin = functools.partial(begin_samples, run.model, run.painting, run.canvas)
                 run.samples = self._attempt(run, begin) or []
             self._show_life()
 
@@ -254,6 +259,8 @@ class Engine:
         self._show_life()
         if failure is None:
             for (run, sample), prediction in zip(seats, predictions, strict=True):
+                if run.preview is not None and sample is run.samples[0]:
+                    self._show_preview(run, sample, prediction)
                 self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
             return
         if len(seats) == 1:
@@ -266,6 +273,17 @@ class Engine:
             log.warning("batch_halved", model=shape.model, latent_shape=shape.latent_shape, limit=half)
         self._call(shape, seats[:half])
         self._call(shape, seats[half:])
+
+    def _show_preview(self, run: Run, sample: Sample, prediction: torch.Tensor) -> None:
+        try:
+            preview = make_preview(sample, prediction)
+        except Exception as error:  # no job fails for want of a glimpse
+            if is_fatal(error):
+                raise
+            log.warning("preview_failed", job=run.painting.job_id, exc_info=True)
+            preview = None
+        with self._changed:
+            run.show(preview)
 
     def _retire(self) -> None:
         for run in self._painting:
@@ -281,7 +299,7 @@ class Engine:
         with self._changed:
             self._forget_done()
 
-    def _attempt(self, run: _Run, action: Callable[[], Outcome], *, repeatable: bool = True) -> Outcome | None:
+    def _attempt(self, run: Run, action: Callable[[], Outcome], *, repeatable: bool = True) -> Outcome | None:
         """Do this for one run; it alone fails with it. Out of memory: once more, with the caches emptied."""
         for is_last in (not repeatable, True):
             try:
@@ -302,7 +320,7 @@ class Engine:
         self._alive_at = time.monotonic()
 
 
-def _judge(error: Exception, runs: Sequence[_Run]) -> JobFailed:
+def _judge(error: Exception, runs: Sequence[Run]) -> JobFailed:
     """What the error means for the jobs concerned. Raises WorkerUnfit when it is the end of the process."""
     if isinstance(error, JobFailed):
         return error
@@ -320,7 +338,13 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
     """The engine this machine and these settings make. Raises WorkerUnfit when the device is not there."""
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
-    load = functools.partial(load_model, device=device, dtype=dtype, prompt_cache_entries=settings.prompt_cache_entries)
+    load = functools.partial(
+        load_model,
+        device=device,
+        dtype=dtype,
+        prompt_cache_entries=settings.prompt_cache_entries,
+        picture_cache_bytes=settings.picture_cache_bytes,
+    )
     models = ResidentModels(
         catalog,
         load,
@@ -330,4 +354,6 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
     )
     threads = settings.torch_thread_count
     log.info("engine_opened", device=str(device), dtype=str(dtype), torch_threads=threads, max_batch=settings.max_batch)
-    return Engine(models, max_batch=settings.max_batch, torch_threads=threads)
+    return Engine(
+        models, max_batch=settings.max_batch, torch_threads=threads, flight_bytes=settings.flight_memory_bytes
+    )

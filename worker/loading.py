@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping
@@ -9,22 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTokenizer
+from numpy.typing import NDArray
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from storage.model_catalog import ModelEntry, SingleFile
-from worker.model_files import BadModelFiles, ModelFiles, find_files
-from worker.prompts import PromptEncoder
-from worker.schedulers import inpainting_config
+from worker.encodings import PictureEncodings
+from worker.model_files import WEIGHT_PARTS, BadModelFiles, ModelFiles, find_files
+from worker.prompts import PromptEncoder, TextTower
+from worker.schedulers import Schedulers, inpainting_config
 
 log = structlog.get_logger(__name__)
 
 MASK_SEEING_CHANNELS = 9
 PLAIN_CHANNELS = 4
+NUM_TIME_IDS = 6
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -36,7 +41,8 @@ class LoadedModel:
     unet: Any
     vae: Any
     prompts: PromptEncoder
-    scheduler_config: Mapping[str, Any]
+    encodings: PictureEncodings
+    schedulers: Schedulers
     device: torch.device
     dtype: torch.dtype
 
@@ -50,6 +56,13 @@ class LoadedModel:
         """Its VAE encodes to a distribution, not to one value."""
         return isinstance(self.vae, AutoencoderKL)
 
+    @functools.cached_property
+    def latent_colours(self) -> NDArray[np.float32]:
+        """See previews.learn_colours."""
+        from worker.previews import learn_colours  # noqa: PLC0415  # it is about this class
+
+        return learn_colours(self)
+
     @property
     def latent_channels(self) -> int:
         return int(self.vae.config.latent_channels)
@@ -61,19 +74,27 @@ class LoadedModel:
 
 
 def load_model(
-    entry: ModelEntry, *, device: torch.device, dtype: torch.dtype, prompt_cache_entries: int
+    entry: ModelEntry,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    prompt_cache_entries: int,
+    picture_cache_bytes: int = 0,
 ) -> LoadedModel:
     """Load a Stable Diffusion model from local files. Raises BadModelFiles; everything else is a fault."""
     quieten_libraries()
     started = time.monotonic()
     files = find_files(entry.source)
+    if files.family != entry.family:
+        raise BadModelFiles(f"its files are of family {files.family}, the models file says {entry.family}")
     if isinstance(entry.source, SingleFile):
         parts = _load_single_file(entry.source, files, dtype)
     else:
         parts = _load_folder(files, dtype)
-    _check_family(parts)
-    for name in ("unet", "vae", "text_encoder"):
+    _check_family(parts, files.family)
+    for name in WEIGHT_PARTS[files.family]:
         parts[name].to(device).eval().requires_grad_(False)
+    parts["vae"].to(_vae_dtype(parts["vae"], dtype))
     log.info(
         "model_loaded",
         model=entry.id,
@@ -82,9 +103,33 @@ def load_model(
         dtype=str(dtype),
         file_bytes=files.size_bytes,
     )
-    prompts = PromptEncoder(parts["tokenizer"], parts["text_encoder"], cache_entries=prompt_cache_entries)
-    config = inpainting_config(parts["scheduler_config"])
-    return LoadedModel(entry.id, parts["unet"], parts["vae"], prompts, config, device, dtype)
+    return LoadedModel(
+        id=entry.id,
+        unet=parts["unet"],
+        vae=parts["vae"],
+        prompts=_prompt_encoder(parts, files, prompt_cache_entries),
+        encodings=PictureEncodings(picture_cache_bytes),
+        schedulers=Schedulers(inpainting_config(parts["scheduler_config"], corrects_offset=files.family == "sd")),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _prompt_encoder(parts: Mapping[str, Any], files: ModelFiles, cache_entries: int) -> PromptEncoder:
+    towers = [TextTower(parts["tokenizer"], parts["text_encoder"])]
+    if files.family == "sd":
+        return PromptEncoder(towers, cache_entries=cache_entries)
+    towers.append(TextTower(parts["tokenizer_2"], parts["text_encoder_2"]))
+    index = _read_json(files.root / "model_index.json")
+    # The default is the stock pipeline's.
+    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    return PromptEncoder(towers, cache_entries=cache_entries, zeros_for_empty=zeros)
+
+
+def _vae_dtype(vae: Any, dtype: torch.dtype) -> torch.dtype:
+    """The VAE of Stable Diffusion XL says of itself that it overflows in float16; in bfloat16 it does not."""
+    overflows = dtype is torch.float16 and getattr(vae.config, "force_upcast", False)
+    return torch.bfloat16 if overflows and isinstance(vae, AutoencoderKL) else dtype
 
 
 def quieten_libraries() -> None:
@@ -99,13 +144,19 @@ def _load_folder(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
     vae_class = VAE_CLASSES.get(str(_read_json(root / "vae" / "config.json").get("_class_name")))
     if vae_class is None:
         raise BadModelFiles(f"its VAE is none of {', '.join(VAE_CLASSES)}")
-    return {
+    parts = {
         "unet": _load_part(UNet2DConditionModel, files, "unet", dtype=dtype),
         "vae": _load_part(vae_class, files, "vae", dtype=dtype),
         "text_encoder": _load_part(CLIPTextModel, files, "text_encoder", dtype=dtype),
         "tokenizer": CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True),
         "scheduler_config": _read_json(root / "scheduler" / "scheduler_config.json"),
     }
+    if files.family == "sdxl":
+        parts |= {
+            "text_encoder_2": _load_part(CLIPTextModelWithProjection, files, "text_encoder_2", dtype=dtype),
+            "tokenizer_2": CLIPTokenizer.from_pretrained(root / "tokenizer_2", local_files_only=True),
+        }
+    return parts
 
 
 def _load_part(part_class: Any, files: ModelFiles, name: str, **dtype: torch.dtype) -> Any:
@@ -153,17 +204,32 @@ def _load_single_file(source: SingleFile, files: ModelFiles, dtype: torch.dtype)
     }
 
 
-def _check_family(parts: Mapping[str, Any]) -> None:
-    """The engine's loop is that of Stable Diffusion 1 and 2; what it would have to add is refused here."""
+def _check_family(parts: Mapping[str, Any], family: str) -> None:
+    """The engine's loop is that of Stable Diffusion 1, 2 and XL; what it would have to add is refused here."""
     config = parts["unet"].config
     if config.in_channels not in (MASK_SEEING_CHANNELS, PLAIN_CHANNELS):
         raise BadModelFiles(f"its UNet has {config.in_channels} input channels; 9 and 4 are supported")
-    if config.addition_embed_type or config.encoder_hid_dim or config.time_cond_proj_dim:
-        raise BadModelFiles("its UNet wants more than a prompt: not a Stable Diffusion 1 or 2 model")
-    if parts["vae"].config.latent_channels != PLAIN_CHANNELS:
-        raise BadModelFiles(f"its VAE has {parts['vae'].config.latent_channels} latent channels; 4 are supported")
-    if config.cross_attention_dim != parts["text_encoder"].config.hidden_size:
-        raise BadModelFiles("its UNet and its text encoder do not belong together")
+    told = {"sd": None, "sdxl": "text_time"}[family]
+    if config.addition_embed_type != told or config.encoder_hid_dim or config.time_cond_proj_dim:
+        raise BadModelFiles("its UNet wants to be told other things than one of its family")
+    vae = parts["vae"].config
+    if vae.latent_channels != PLAIN_CHANNELS:
+        raise BadModelFiles(f"its VAE has {vae.latent_channels} latent channels; 4 are supported")
+    if getattr(vae, "latents_mean", None) is not None or getattr(vae, "latents_std", None) is not None:
+        raise BadModelFiles("its VAE moves its latents by a mean of its own, which is not supported")
+    widths = [parts[name].config.hidden_size for name in ("text_encoder", "text_encoder_2") if name in parts]
+    if config.cross_attention_dim != sum(widths):
+        raise BadModelFiles("its UNet and its text encoders do not belong together")
+    if family == "sdxl":
+        _check_size_embedding(parts)
+
+
+def _check_size_embedding(parts: Mapping[str, Any]) -> None:
+    """Six numbers about the size; refiners want an aesthetic score among them."""
+    config = parts["unet"].config
+    expected = NUM_TIME_IDS * config.addition_time_embed_dim + parts["text_encoder_2"].config.projection_dim
+    if config.projection_class_embeddings_input_dim != expected:
+        raise BadModelFiles("its UNet wants to be told other things than one of its family")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

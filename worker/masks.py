@@ -10,6 +10,7 @@ from storage.job import MaskPaints
 
 KEEP = 0
 REPAINT = 255
+FULL_PASTE = 8  # from an eighth of the scale on
 
 # The sums of a large mask are made this many columns at a time: in the cache, and in little memory.
 _BLOCK_COLUMNS = 128
@@ -48,18 +49,56 @@ def scale_mask(mask: Gray, width: int, height: int) -> Gray:
     return np.where(total > 0, np.maximum(mean, 1), 0).astype(np.uint8)
 
 
+def scale_strength(mask: Gray, width: int, height: int) -> Gray:
+    """The mask at another size, each pixel the most that any pixel it covers asks for.
+
+    For the model's eyes: a stroke keeps its strength however thin it becomes, and black and white stay so.
+    """
+    height_before, width_before = mask.shape
+    if (width_before, height_before) == (width, height):
+        return mask
+    rows, columns = _covering(height_before, height), _covering(width_before, width)
+    tall: Gray = np.stack([mask[rows_of].max(axis=0) for rows_of in rows])
+    return np.stack([tall[:, columns_of].max(axis=1) for columns_of in columns], axis=1)
+
+
+def paste_weight(mask: Gray) -> Gray:
+    """How much of what was painted is pasted: all of it, but for the faintest gray.
+
+    Gray has had its effect in the painting already: mixing by it once more would show two pictures at once.
+    Faint gray (an antialiased edge, the noise of a JPEG) fades out to 0.
+    """
+    return np.minimum(mask.astype(np.uint16) * FULL_PASTE, REPAINT).astype(np.uint8)
+
+
 def latent_mask(mask: Gray, factor: int) -> NDArray[np.float32]:
     """(H, W) in pixels -> (H / factor, W / factor) in latents, 1.0 where any pixel of the patch is not 0.
 
     Stock diffusers takes the nearest pixel of each patch and so loses strokes thinner than a patch.
     H and W must be multiples of `factor`.
     """
+    return (_patch_maximum(mask, factor) > KEEP).astype(np.float32)
+
+
+def latent_strength(mask: Gray, factor: int) -> NDArray[np.float32] | None:
+    """The mask in latents as a strength for each, 0 = keep .. 1 = repaint; None where it has no gray."""
+    levels = _patch_maximum(mask, factor)
+    if ((levels == KEEP) | (levels == REPAINT)).all():
+        return None
+    return np.divide(levels, REPAINT, dtype=np.float32)
+
+
+def _covering(length: int, count: int) -> list[slice]:
+    """The source pixels that each of `count` pixels covers, if only in part."""
+    return [slice(index * length // count, -(-(index + 1) * length // count)) for index in range(count)]
+
+
+def _patch_maximum(mask: Gray, factor: int) -> Gray:
     height, width = mask.shape
     if height % factor or width % factor:
         raise ValueError(f"a mask of {width}x{height} has no whole patches of {factor}")
-    patches = mask.reshape(height // factor, factor, width // factor, factor)
-    painted: NDArray[np.bool_] = patches.max(axis=(1, 3)) > KEEP
-    return painted.astype(np.float32)
+    maximum: Gray = mask.reshape(height // factor, factor, width // factor, factor).max(axis=(1, 3))
+    return maximum
 
 
 def composite(picture: Picture, painted: Picture, mask: Gray) -> Picture:

@@ -10,12 +10,20 @@ from pathlib import Path
 
 from storage.model_catalog import Folder, Hub, SingleFile
 
-WEIGHT_PARTS = ("unet", "vae", "text_encoder")
-PARTS = (*WEIGHT_PARTS, "tokenizer", "scheduler")
-CONFIG_NAMES = dict.fromkeys(WEIGHT_PARTS, "config.json") | {
+WEIGHT_PARTS = {
+    "sd": ("unet", "vae", "text_encoder"),
+    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
+}
+PARTS = {
+    "sd": (*WEIGHT_PARTS["sd"], "tokenizer", "scheduler"),
+    "sdxl": (*WEIGHT_PARTS["sdxl"], "tokenizer", "tokenizer_2", "scheduler"),
+}
+CONFIG_NAMES = dict.fromkeys(WEIGHT_PARTS["sdxl"], "config.json") | {
     "tokenizer": "tokenizer_config.json",
+    "tokenizer_2": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
+XL_CLASSES = "StableDiffusionXL"
 SAFETENSORS = ".safetensors"
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 WHY_NO_PICKLES = "reading a pickle can run any program; only safetensors are loaded"
@@ -41,6 +49,7 @@ class ModelFiles:
     root: Path
     weights: tuple[Path, ...]
     variant: str | None = None
+    family: str = "sd"
 
     @property
     def size_bytes(self) -> int:
@@ -74,7 +83,9 @@ def _find_single(source: SingleFile) -> ModelFiles:
         raise BadModelFiles(f"{source.path.name} is not a {SAFETENSORS} file")
     if not (source.config / "model_index.json").is_file():
         raise BadModelFiles("its config folder has no model_index.json")
-    _check_configs(source.config)
+    if _family_of(source.config) != "sd":
+        raise BadModelFiles("its config folder is not that of a Stable Diffusion 1 or 2 model")
+    _check_configs(source.config, "sd")
     names = _read_header(source.path)
     for part, prefixes in CHECKPOINT_PREFIXES.items():
         if not any(name.startswith(prefixes) for name in names):
@@ -88,8 +99,9 @@ def _find_folder(source: Folder | Hub) -> ModelFiles:
         if isinstance(source, Hub):
             raise BadModelFiles("it has not been pulled; the operator can, with `inpaintd models pull`")
         raise BadModelFiles("there is no model_index.json where the models file says it lies")
-    _check_configs(root)
-    found = {part: _weights_of(root / part) for part in WEIGHT_PARTS}
+    family = _family_of(root)
+    _check_configs(root, family)
+    found = {part: _weights_of(root / part) for part in WEIGHT_PARTS[family]}
     plain = all(_without_variant(paths) for paths in found.values())
     variant = None if plain else HALF_PRECISION
     chosen: list[Path] = []
@@ -98,11 +110,21 @@ def _find_folder(source: Folder | Hub) -> ModelFiles:
         if not usable:
             raise BadModelFiles(f"{part} lacks weights in the same precision as the other parts")
         chosen += usable
-    return ModelFiles(root=root, weights=tuple(chosen), variant=variant)
+    return ModelFiles(root=root, weights=tuple(chosen), variant=variant, family=family)
 
 
-def _check_configs(root: Path) -> None:
-    for part, name in CONFIG_NAMES.items():
+def _family_of(root: Path) -> str:
+    """By the name of the pipeline that the model was saved from."""
+    try:
+        index = json.loads((root / "model_index.json").read_text())
+        return "sdxl" if str(index["_class_name"]).startswith(XL_CLASSES) else "sd"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadModelFiles("model_index.json does not say what it is") from error
+
+
+def _check_configs(root: Path, family: str) -> None:
+    for part in PARTS[family]:
+        name = CONFIG_NAMES[part]
         try:
             json.loads((root / part / name).read_text())
         except (OSError, ValueError) as error:

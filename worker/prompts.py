@@ -3,44 +3,85 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
-class PromptEncoder:
-    """One model's tokenizer and text encoder, and the encodings of the last texts. One thread only."""
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """An encoded text. `hidden` is (1, tokens, width); `pooled` (1, width) is there for Stable Diffusion XL."""
 
-    def __init__(self, tokenizer: Any, text_encoder: Any, *, cache_entries: int) -> None:
-        self._tokenizer = tokenizer
-        self._text_encoder = text_encoder
+    hidden: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TextTower:
+    """A tokenizer and its text encoder."""
+
+    tokenizer: Any
+    encoder: Any
+
+    def tokens(self, text: str) -> Any:
+        """Text beyond the window is cut."""
+        return self.tokenizer(
+            text,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+
+
+class PromptEncoder:
+    """One model's text encoders (one, or the two of XL), and the encodings of the last texts. One thread only.
+
+    `zeros_for_empty`: XL models say so where an absent negative prompt is zeros, not the encoding of "".
+    """
+
+    def __init__(self, towers: Sequence[TextTower], *, cache_entries: int, zeros_for_empty: bool = False) -> None:
+        self.towers = tuple(towers)
         self._cache_entries = cache_entries
-        self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._zeros_for_empty = zeros_for_empty
+        self._cache: OrderedDict[str, Conditioning] = OrderedDict()
         self.encodes = 0
 
-    def encode(self, text: str) -> torch.Tensor:
-        """(1, tokens, width), in the text encoder's type and on its device. Text beyond the window is cut."""
+    def encode(self, text: str) -> Conditioning:
+        """In the text encoders' type and on their device."""
         known = self._cache.get(text)
         if known is not None:
             self._cache.move_to_end(text)
             return known
-        encoding = self._encode(text)
+        self.encodes += 1
+        encoding = self._encode_one(text) if len(self.towers) == 1 else self._encode_both(text)
         self._cache[text] = encoding
         while len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
         return encoding
 
-    def _encode(self, text: str) -> torch.Tensor:
-        self.encodes += 1
-        encoder = self._text_encoder
-        tokens = self._tokenizer(
-            text,
-            padding="max_length",
-            max_length=self._tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+    def encode_negative(self, text: str, like: Conditioning) -> Conditioning:
+        """The same for a negative prompt; `like` is that of the prompt."""
+        if text or not self._zeros_for_empty:
+            return self.encode(text)
+        pooled = None if like.pooled is None else torch.zeros_like(like.pooled)
+        return Conditioning(torch.zeros_like(like.hidden), pooled)
+
+    def _encode_one(self, text: str) -> Conditioning:
+        [tower] = self.towers
+        tokens, encoder = tower.tokens(text), tower.encoder
         attends = getattr(encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(encoder.device) if attends else None
         hidden: torch.Tensor = encoder(tokens.input_ids.to(encoder.device), attention_mask=mask)[0]
-        return hidden.to(encoder.dtype)
+        return Conditioning(hidden.to(encoder.dtype))
+
+    def _encode_both(self, text: str) -> Conditioning:
+        """Source: StableDiffusionXLInpaintPipeline.encode_prompt: the layer before each one's last, side by side."""
+        outputs = [
+            tower.encoder(tower.tokens(text).input_ids.to(tower.encoder.device), output_hidden_states=True)
+            for tower in self.towers
+        ]
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        return Conditioning(hidden, outputs[-1][0])

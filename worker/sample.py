@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 
+from storage.schedulers import num_evaluations
 from worker.errors import InternalError
 from worker.loading import LoadedModel
-from worker.masks import KEEP, latent_mask
-from worker.schedulers import make_scheduler, plan_timesteps, step_arguments
+from worker.prompts import Conditioning
+from worker.schedulers import Plan
 
 PIXEL_MAX = 255.0
-
-Draw = Callable[[torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,19 @@ class Painting:
     strength: float
     scheduler: str
     use_karras_sigmas: bool = False
+    algorithm_type: str | None = None
     deadline: float | None = None
+
+    @property
+    def num_evaluations(self) -> int:
+        """UNet evaluations of one picture."""
+        return num_evaluations(self.num_inference_steps, self.strength, self.scheduler)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(
+            self.scheduler, self.use_karras_sigmas, self.algorithm_type, self.num_inference_steps, self.strength
+        )
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,9 @@ class CallShape:
 class Sample:
     """One image being made. Tensors have one row and lie on the model's device; timesteps on the CPU.
 
-    `masked_latents` is for UNets of 9 channels (they are shown mask and masked picture), `kept_latents`
-    for those of 4 (what is not masked is put back after every step).
+    `masked_latents` is for UNets of 9 channels (they are shown mask and masked picture). `kept_latents`
+    are those of the picture, put back after every step where it is kept: for UNets of 4 channels, and for
+    all where the mask has gray (`strength`, from 0 = keep to 1 = repaint).
     """
 
     model: LoadedModel
@@ -68,12 +78,14 @@ class Sample:
     scheduler: Any
     step_arguments: Mapping[str, Any]
     timesteps: torch.Tensor
+    unet_timesteps: list[float]
     guidance_scale: float
-    conditioning: torch.Tensor
-    unconditional: torch.Tensor | None
+    conditioning: Conditioning
+    unconditional: Conditioning | None
     latents: torch.Tensor
     noise: torch.Tensor
     mask: torch.Tensor
+    strength: torch.Tensor | None
     masked_latents: torch.Tensor | None
     kept_latents: torch.Tensor | None
     index: int = 0
@@ -87,7 +99,7 @@ class Sample:
         return CallShape(
             model=self.model.id,
             latent_shape=tuple(self.latents.shape[1:]),
-            conditioning_length=self.conditioning.shape[1],
+            conditioning_length=self.conditioning.hidden.shape[1],
             dtype=self.latents.dtype,
         )
 
@@ -104,92 +116,39 @@ class Sample:
             noise_prediction, timestep, self.latents, **self.step_arguments, return_dict=False
         )[0]
         self.index += 1
-        if self.kept_latents is not None:
-            self._put_back(self.kept_latents)
+        self.hold_back()
 
-    def _put_back(self, kept: torch.Tensor) -> None:
+    def hold_back(self) -> None:
+        """Put the picture, with the noise of the step to come, back where it is kept at this step.
+
+        Gray is a strength for each latent: with gray g, of 0..1, it is kept for the first 1 - g of the steps.
+        """
+        kept = self.kept_latents
+        if kept is None:
+            return
         if not self.finished:
             kept = self.scheduler.add_noise(kept, self.noise, self.timesteps[self.index : self.index + 1])
-        self.latents = (1 - self.mask) * kept + self.mask * self.latents
+        free = self._free()
+        self.latents = (1 - free) * kept + free * self.latents
+
+    def _free(self) -> torch.Tensor:
+        """1 where this step is free to paint, 0 where the picture is kept, (1, 1, h, w)."""
+        if self.strength is None:
+            return self.mask
+        still_to_come = 1 - self.index / len(self.timesteps)
+        return ((self.strength >= still_to_come) & (self.strength > 0)).to(self.latents.dtype)
 
     def decode(self) -> NDArray[np.uint8]:
         """The finished picture, (H, W, 3) RGB."""
         vae = self.model.vae
         scaled = self.latents / vae.config.scaling_factor
+        scaled = scaled.to(vae.dtype)
         pixels: torch.Tensor = vae.decode(scaled, return_dict=False, generator=self.generator)[0]
         if not torch.isfinite(pixels).all():
             raise InternalError("The model gave values that are no picture.")
         levels = (pixels.float() * 0.5 + 0.5).clamp(0, 1) * PIXEL_MAX
         picture: NDArray[np.uint8] = levels.round().to(torch.uint8)[0].permute(1, 2, 0).contiguous().cpu().numpy()
         return picture
-
-
-def begin_samples(model: LoadedModel, painting: Painting) -> list[Sample]:
-    """The samples of a painting, each ready for its first step.
-
-    What the seed does not touch is computed once for all of them. Every generator draws in the order of
-    StableDiffusionInpaintPipeline (diffusers 0.42.1): the picture's latents where they are needed, the
-    noise, the masked picture's latents (a UNet of 4 channels needs none, but the draw is made).
-    """
-    shared = _prepare(model, painting)
-    return [_begin(model, painting, shared, seed) for seed in painting.seeds]
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """What the samples of one painting have in common."""
-
-    mask: torch.Tensor
-    picture_latents: Draw | None
-    masked_latents: Draw | None
-    conditioning: torch.Tensor
-    unconditional: torch.Tensor | None
-
-
-def _prepare(model: LoadedModel, painting: Painting) -> _Shared:
-    picture, masked_picture, mask = _tensors(model, painting)
-    needs_picture = painting.strength < 1 or not model.sees_mask
-    guided = painting.guidance_scale > 1
-    return _Shared(
-        mask=mask,
-        picture_latents=_encode(model, picture) if needs_picture else None,
-        masked_latents=_encode(model, masked_picture) if model.sees_mask else None,
-        conditioning=model.prompts.encode(painting.prompt),
-        unconditional=model.prompts.encode(painting.negative_prompt) if guided else None,
-    )
-
-
-def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -> Sample:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    scheduler = make_scheduler(painting.scheduler, model.scheduler_config, use_karras_sigmas=painting.use_karras_sigmas)
-    timesteps = plan_timesteps(scheduler, painting.num_inference_steps, painting.strength)
-    shape = (1, model.latent_channels, *shared.mask.shape[2:])
-
-    original = shared.picture_latents(generator) if shared.picture_latents else None
-    noise = _draw_noise(model, shape, generator)
-    masked = shared.masked_latents(generator) if shared.masked_latents else None
-    if masked is None and model.draws_latents:
-        _draw_noise(model, shape, generator)
-
-    if painting.strength < 1 and original is not None:
-        latents = scheduler.add_noise(original, noise, timesteps[:1])
-    else:
-        latents = noise * scheduler.init_noise_sigma
-    return Sample(
-        model=model,
-        generator=generator,
-        scheduler=scheduler,
-        step_arguments=step_arguments(scheduler, generator),
-        timesteps=timesteps,
-        guidance_scale=painting.guidance_scale,
-        conditioning=shared.conditioning,
-        unconditional=shared.unconditional,
-        latents=latents,
-        noise=noise,
-        mask=shared.mask,
-        masked_latents=masked,
-        kept_latents=None if model.sees_mask else original,
-    )
 
 
 def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
@@ -203,11 +162,12 @@ def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
     guided = [(sample, sample.unconditional) for sample in samples if sample.unconditional is not None]
     rows = [sample for sample, _ in guided] + list(samples)
     conditioning = [unconditional for _, unconditional in guided] + [sample.conditioning for sample in samples]
-    timesteps = torch.tensor([float(sample.timesteps[sample.index]) for sample in rows])
+    timesteps = torch.tensor([sample.unet_timesteps[sample.index] for sample in rows])
     noise: torch.Tensor = model.unet(
         torch.cat([inputs[sample] for sample in rows]),
         timesteps.to(model.device),
-        encoder_hidden_states=torch.cat(conditioning),
+        encoder_hidden_states=torch.cat([each.hidden for each in conditioning]),
+        added_cond_kwargs=_added(conditioning, samples[0]),
         return_dict=False,
     )[0]
     unconditional_of = {sample: noise[row : row + 1] for row, (sample, _) in enumerate(guided)}
@@ -223,30 +183,14 @@ def _guide(sample: Sample, unconditional: torch.Tensor | None, conditional: torc
     return unconditional + sample.guidance_scale * (conditional - unconditional)
 
 
-def _tensors(model: LoadedModel, painting: Painting) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Picture and masked picture in -1..1, (1, 3, H, W); the mask in latents, 0 or 1, (1, 1, h, w).
+def _added(conditioning: Sequence[Conditioning], sample: Sample) -> dict[str, torch.Tensor] | None:
+    """What a UNet of Stable Diffusion XL is told beside the prompt: its pooled encoding, and the size.
 
-    Wherever the mask asks for any repainting, a UNet that sees the masked picture does not see it.
+    Original size, crop and target size, as the stock pipeline has them where nothing is asked.
     """
-    pixels = torch.from_numpy(painting.picture.astype(np.float32)[np.newaxis] / PIXEL_MAX)
-    picture = (2.0 * pixels - 1.0).permute(0, 3, 1, 2)
-    visible = torch.from_numpy(painting.mask <= KEEP)
-    mask = torch.from_numpy(latent_mask(painting.mask, model.latent_factor))[None, None]
-    on_device = functools.partial(torch.Tensor.to, device=model.device, dtype=model.dtype)
-    return on_device(picture), on_device(picture * visible), on_device(mask)
-
-
-def _encode(model: LoadedModel, picture: torch.Tensor) -> Draw:
-    """The picture's latents, as a draw: encoded once, drawn by each sample's own generator."""
-    encoded = model.vae.encode(picture)
-    scale = model.vae.config.scaling_factor
-    if model.draws_latents:
-        distribution = encoded.latent_dist
-        return lambda generator: scale * distribution.sample(generator)
-    latents: torch.Tensor = scale * encoded.latents
-    return lambda generator: latents
-
-
-def _draw_noise(model: LoadedModel, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    noise: torch.Tensor = randn_tensor(shape, generator=generator, device=model.device, dtype=model.dtype)
-    return noise
+    pooled = [each.pooled for each in conditioning if each.pooled is not None]
+    if not pooled:
+        return None
+    height, width = (length * sample.model.latent_factor for length in sample.latents.shape[2:])
+    time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=pooled[0].dtype, device=pooled[0].device)
+    return {"text_embeds": torch.cat(pooled), "time_ids": time_ids.expand(len(pooled), -1)}

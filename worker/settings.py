@@ -48,8 +48,18 @@ class WorkerSettings(EnvironmentSettings):
         default=8,
         description="Samples in one UNet call (twice as many rows with guidance); bounds memory and step time.",
     )
+    flight_memory_bytes: PositiveInt = Field(
+        default=1024 * MEBIBYTE,
+        description="How much the jobs in flight may hold (latents, pictures), in bytes; others wait for their "
+        "turn. A job alone always goes.",
+    )
     prompt_cache_entries: NonNegativeInt = Field(
         default=256, description="Prompt encodings kept for each loaded model."
+    )
+    picture_cache_bytes: NonNegativeInt = Field(
+        default=64 * MEBIBYTE,
+        description="Memory for encodings of the last pictures, for each loaded model: a client who tries "
+        "prompts and seeds on one picture has it encoded once.",
     )
 
     worker_threads: PositiveInt = Field(

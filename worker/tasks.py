@@ -18,13 +18,13 @@ from storage.job import Failure, InpaintJob, JobStatus, ResultImage
 from storage.job_queue import TICKET_TASK, JobQueue
 from storage.job_store import JobStore
 from storage.model_catalog import ModelCatalog
+from storage.schedulers import num_evaluations
 from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, TimedOut, WorkerUnfit
 from worker.inputs import Inputs, Sources, open_inputs, scale_part, scale_picture
-from worker.masks import composite, covered, feather, is_empty, scale_mask
+from worker.masks import composite, covered, feather, is_empty, paste_weight, scale_strength
 from worker.png import encode_png
 from worker.sample import Painting
-from worker.schedulers import num_evaluations
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -164,7 +164,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
         notes["mask_empty"] = True
         pictures = [inputs.picture] * job.num_images
     else:
-        evaluations = num_evaluations(job.num_inference_steps, job.strength)
+        evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
         pictures = _repainted(workshop, claim, inputs, worked_size)
     images = tuple(_store(workshop, claim, index, picture) for index, picture in enumerate(pictures))
     notes |= {"unet_evaluations": evaluations * job.num_images, "seconds": round(claim.seconds, 3)}
@@ -182,17 +182,18 @@ def _repainted(
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
         picture=scale_picture(inputs.picture, *worked_size),
-        mask=scale_mask(inputs.mask, *worked_size),
+        mask=scale_strength(inputs.mask, *worked_size),
         seeds=tuple(job.seed_of(index) for index in range(job.num_images)),
         num_inference_steps=job.num_inference_steps,
         guidance_scale=job.guidance_scale,
         strength=job.strength,
         scheduler=job.scheduler,
         use_karras_sigmas=job.use_karras_sigmas,
+        algorithm_type=job.algorithm_type,
         deadline=claim.deadline,
     )
     # Before the engine's part: nothing that can be done by then is left for when the client waits.
-    soft_mask = feather(inputs.mask, workshop.settings.feather_pixels)
+    soft_mask = feather(paste_weight(inputs.mask), workshop.settings.feather_pixels)
     painted = workshop.engine.paint(painting)
     _check(claim)
     return [_pasted_back(picture, inputs, soft_mask) for picture in painted]

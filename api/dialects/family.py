@@ -17,7 +17,7 @@ from api.errors import InvalidFields, Problem, Refused, UnknownModel
 from api.fields import read_fields
 from storage.job import Failure, InpaintJob, JobStatus
 from storage.model_catalog import ModelCatalog, ModelEntry
-from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS
+from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, SOLVERS, UNUSABLE_SCHEDULERS
 
 SHOWN_CHARS = 100
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
@@ -71,6 +71,10 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     ignored = ignored_fields(body)
     if asked.use_karras_sigmas and not has_karras:
         ignored.append("use_karras_sigmas")
+    algorithm_type = _algorithm_type(asked.algorithm_type)
+    if algorithm_type is not None and algorithm_type not in SCHEDULERS[scheduler].algorithm_types:
+        ignored.append("algorithm_type")
+        algorithm_type = None
     guidance_scale = entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
     return InpaintJob(
         job_id=circumstances.new_id(),
@@ -91,6 +95,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         seed=circumstances.random_seed() if asked.seed in (None, RANDOM_SEED) else asked.seed,
         scheduler=scheduler,
         use_karras_sigmas=wants_karras and has_karras,
+        algorithm_type=algorithm_type,
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
@@ -137,9 +142,21 @@ def _scheduler(name: str | None, entry: ModelEntry) -> str:
     known = {each.casefold(): each for each in KNOWN_SCHEDULERS}.get(name.casefold())
     if known in SCHEDULERS:
         return known
-    kind = "not_supported_choice" if known else "not_a_choice"
-    facts = {"value": known or name[:SHOWN_CHARS], "choices": ", ".join(SCHEDULERS)}
-    raise InvalidFields([Problem("scheduler", kind, facts)])
+    choices = ", ".join(SCHEDULERS)
+    if known is None:
+        raise InvalidFields([Problem("scheduler", "not_a_choice", {"value": name[:SHOWN_CHARS], "choices": choices})])
+    facts = {"value": known, "reason": UNUSABLE_SCHEDULERS[known], "choices": choices}
+    raise InvalidFields([Problem("scheduler", "unusable_choice", facts)])
+
+
+def _algorithm_type(name: str | None) -> str | None:
+    """One of SOLVERS; None for no wish. The vendor's documents write three plus signs."""
+    if name is None or name.casefold() == "none":
+        return None
+    solver = name.casefold().rstrip("+") + "++"
+    if solver not in SOLVERS:
+        raise InvalidFields([Problem("algorithm_type", "not_a_choice", {"choices": ", ".join(SOLVERS)})])
+    return solver
 
 
 def _steps(asked: InpaintBody, entry: ModelEntry, max_steps: int) -> int:
@@ -199,6 +216,7 @@ def _meta_values(job: InpaintJob) -> dict[str, Any]:
         "seed": job.seed,
         "scheduler": job.scheduler,
         "use_karras_sigmas": yes_no(job.use_karras_sigmas),
+        "algorithm_type": job.algorithm_type or "none",
         "init_image": wire.get("init_image"),
         "mask_image": wire.get("mask_image"),
         "base64": yes_no(bool(wire.get("base64"))),
@@ -225,7 +243,6 @@ NOT_DONE: dict[str, Any] = {
     "safety_checker": "no",
     "safetychecker": "no",
     "safety_checker_type": None,
-    "algorithm_type": "none",
     "clip_skip": None,
     "vae": None,
     "lora": None,

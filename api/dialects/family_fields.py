@@ -94,6 +94,11 @@ class InpaintBody(KeyBody):
     use_karras_sigmas: Annotated[
         bool | None, WireFlag(), Field(description="Ignored where the scheduler has none.")
     ] = None
+    algorithm_type: Annotated[
+        str | None,
+        WireName(),
+        Field(description="dpmsolver++ or sde-dpmsolver++, for the DPM solvers; ignored elsewhere."),
+    ] = None
     base64: Annotated[bool, WireFlag(), Field(description="Links to base64 text files instead of PNGs.")] = False
     temp: Annotated[bool, WireFlag(), Field(description="The result is deleted after 24 hours.")] = False
     webhook: Annotated[
@@ -152,7 +157,6 @@ IGNORED = {
     "safetychecker": "Older name of safety_checker.",
     "safety_checker_type": "No safety checker runs yet.",
     "clip_skip": "Not supported yet.",
-    "algorithm_type": "Not supported yet; the multistep solvers use dpmsolver++.",
     "lora_strength": "Has no meaning without lora_model, which is refused.",
     "enhance_style": "There are no named styles.",
     "upscale": _NOT_HERE,

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from api.dialects.family import enhanced, parse
+from api.dialects import modelslab
+from api.dialects.family import enhanced, meta, parse
 from api.dialects.modelslab import COMMUNITY, REALTIME
 from api.dialects.stable_diffusion_v3 import INPAINT
 from api.errors import InvalidFields, Problem, UnknownModel
 from storage.job import InpaintJob
-from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS
+from storage.schedulers import SCHEDULERS, UNUSABLE_SCHEDULERS
 from tests.golden_pairs import DRAWN, PHOTO, circumstances
 
 VARIANTS = [REALTIME, COMMUNITY, INPAINT]
@@ -89,10 +90,46 @@ def test_a_supported_scheduler_is_taken_whatever_its_case(name: str) -> None:
     assert parsed(scheduler=f" {name.upper()} ").scheduler == name
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN_SCHEDULERS - set(SCHEDULERS)))
-def test_a_documented_scheduler_that_is_not_supported_is_refused_by_name(name: str) -> None:
-    problem = problem_of(scheduler=name)
-    assert (problem.field, problem.kind, problem.facts["value"]) == ("scheduler", "not_supported_choice", name)
+@pytest.mark.parametrize(("name", "reason"), UNUSABLE_SCHEDULERS.items())
+def test_a_documented_scheduler_that_cannot_inpaint_is_refused_by_name_with_the_reason(name: str, reason: str) -> None:
+    problem = problem_of(scheduler=name.lower())
+    assert (problem.field, problem.kind) == ("scheduler", "unusable_choice")
+    assert (problem.facts["value"], problem.facts["reason"]) == (name, reason)
+    said = modelslab.render_error(InvalidFields([problem])).body["message"]
+    assert said.startswith(f"scheduler {name} cannot be used because it")
+
+
+def test_every_documented_scheduler_is_offered_or_refused_with_a_reason() -> None:
+    assert len(SCHEDULERS) == 14
+    assert len(UNUSABLE_SCHEDULERS) == 4
+    assert not set(SCHEDULERS) & set(UNUSABLE_SCHEDULERS)
+
+
+@pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"])
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("dpmsolver+++", "dpmsolver++"),
+        ("SDE-DPMSolver++", "sde-dpmsolver++"),
+        ("none", None),
+        (None, None),
+    ],
+)
+def test_an_algorithm_type_is_taken_where_the_scheduler_has_one(
+    scheduler: str, asked: str | None, expected: str | None
+) -> None:
+    job = parsed(scheduler=scheduler, algorithm_type=asked)
+    assert job.algorithm_type == expected
+    assert job.wire["ignored"] == []
+    assert meta(job, COMMUNITY)["algorithm_type"] == (expected or "none")
+
+
+def test_an_algorithm_type_without_effect_is_named_ignored_and_an_unknown_one_refused() -> None:
+    job = parsed(scheduler="DDIMScheduler", algorithm_type="dpmsolver++")
+    assert job.algorithm_type is None
+    assert job.wire["ignored"] == ["algorithm_type"]
+    problem = problem_of(algorithm_type="magic")
+    assert (problem.field, problem.kind) == ("algorithm_type", "not_a_choice")
 
 
 def test_an_unknown_scheduler_is_refused() -> None:

@@ -254,7 +254,7 @@ def test_an_error_fails_only_the_job_it_belongs_to(studio: Studio) -> None:
     poison = studio.models["tiny"].prompts.encode("poison")
 
     def no_poison(_latents: torch.Tensor, conditioning: torch.Tensor) -> None:
-        if any(torch.equal(row, poison[0]) for row in conditioning):
+        if any(torch.equal(row, poison.hidden[0]) for row in conditioning):
             raise ValueError("a secret that must not be shown")
 
     paintings = [make_painting(job_id=f"good-{index}", seeds=(index,)) for index in range(3)]

@@ -43,7 +43,7 @@ def test_a_folder_is_loaded_with_every_weight(folder: Path) -> None:
     model = load_on_cpu(tiny_entry("tiny", folder))
     assert model.sees_mask
     assert (model.latent_channels, model.latent_factor) == (4, 8)
-    parts = (model.unet, model.vae, model.prompts._text_encoder)
+    parts = (model.unet, model.vae, model.prompts.towers[0].encoder)
     loaded = sum(weights.numel() for part in parts for weights in part.parameters())
     assert count_weights(find_files(Folder(folder))) == loaded
     assert not any(part.training for part in parts)

@@ -32,14 +32,14 @@ def test_a_prompt_is_encoded_bit_for_bit_as_the_stock_pipeline_does(
     expected, unconditional = load_stock(folder).encode_prompt(
         text, "cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
     )
-    assert torch.equal(prompts.encode(text), expected)
-    assert torch.equal(prompts.encode(""), unconditional)
+    assert torch.equal(prompts.encode(text).hidden, expected)
+    assert torch.equal(prompts.encode("").hidden, unconditional)
 
 
 @torch.inference_mode()
 def test_the_texts_used_last_are_kept(folder: Path) -> None:
     model = load_on_cpu(tiny_entry("tiny", folder))
-    encoder = PromptEncoder(model.prompts._tokenizer, model.prompts._text_encoder, cache_entries=2)
+    encoder = PromptEncoder(model.prompts.towers, cache_entries=2)
     for text in ("a", "the", "a", "red", "a", "the"):
         encoder.encode(text)
     assert encoder.encodes == 4, "'the' made room for 'red'"
@@ -48,6 +48,6 @@ def test_the_texts_used_last_are_kept(folder: Path) -> None:
 @torch.inference_mode()
 def test_without_a_cache_every_text_is_encoded(folder: Path) -> None:
     model = load_on_cpu(tiny_entry("tiny", folder))
-    encoder = PromptEncoder(model.prompts._tokenizer, model.prompts._text_encoder, cache_entries=0)
-    assert torch.equal(encoder.encode("a"), encoder.encode("a"))
+    encoder = PromptEncoder(model.prompts.towers, cache_entries=0)
+    assert torch.equal(encoder.encode("a").hidden, encoder.encode("a").hidden)
     assert encoder.encodes == 2

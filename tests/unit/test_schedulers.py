@@ -6,9 +6,9 @@ import diffusers
 import pytest
 import torch
 
-from storage.schedulers import SCHEDULERS
+from storage.schedulers import SCHEDULERS, num_evaluations, num_steps
 from tests.painting import LIBRARY_WARNINGS
-from worker.schedulers import inpainting_config, make_scheduler, num_evaluations, plan_timesteps, step_arguments
+from worker.schedulers import inpainting_config, make_scheduler, plan_timesteps, step_arguments
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -64,11 +64,23 @@ def test_a_name_that_is_not_offered_is_refused() -> None:
     ("steps", "strength", "expected"), [(20, 1.0, 20), (20, 0.6, 12), (10, 0.05, 1), (7, 0.0, 1), (1, 0.99, 1)]
 )
 def test_strength_leaves_its_share_of_the_steps_and_at_least_one(steps: int, strength: float, expected: int) -> None:
-    assert num_evaluations(steps, strength) == expected
-    for name in SCHEDULERS:
-        timesteps = plan_timesteps(make_scheduler(name, CONFIG, use_karras_sigmas=False), steps, strength)
-        assert len(timesteps) == expected
-        assert timesteps.device.type == "cpu"
+    assert num_steps(steps, strength) == expected
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(("steps", "strength"), [(20, 1.0), (20, 0.6), (9, 0.5), (2, 1.0), (1, 1.0), (3, 0.4), (80, 1)])
+def test_the_evaluations_foretold_are_those_that_are_made(name: str, steps: int, strength: float) -> None:
+    timesteps = plan_timesteps(make_scheduler(name, CONFIG, use_karras_sigmas=False), steps, strength)
+    assert len(timesteps) == num_evaluations(steps, strength, name)
+    assert timesteps.device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", [name for name, facts in SCHEDULERS.items() if facts.algorithm_types])
+def test_an_algorithm_type_is_given_to_the_solvers_that_have_one(name: str) -> None:
+    for kind in SCHEDULERS[name].algorithm_types:
+        scheduler = make_scheduler(name, CONFIG, use_karras_sigmas=False, algorithm_type=kind)
+        assert scheduler.config.algorithm_type == kind
+    assert make_scheduler(name, CONFIG, use_karras_sigmas=False).config.algorithm_type == "dpmsolver++"
 
 
 def test_only_what_a_scheduler_takes_is_given_to_its_step() -> None:

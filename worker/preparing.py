@@ -1,0 +1,174 @@
+"""From a painting to its samples: pictures and prompts encoded once, and drawn by each sample's own generator."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
+
+from worker.loading import LoadedModel
+from worker.masks import KEEP, latent_mask, latent_strength
+from worker.prompts import Conditioning
+from worker.sample import PIXEL_MAX, Painting, Sample
+from worker.schedulers import step_arguments
+
+Draw = Callable[[torch.Generator | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A painting's picture as tensors on the CPU: what can be made before the engine's turn.
+
+    Pictures in -1..1, (1, 3, H, W); mask and strength in latents, (1, 1, h, w), see masks.latent_mask and
+    masks.latent_strength. The keys are hashes of the pictures' content.
+    """
+
+    picture: torch.Tensor
+    masked_picture: torch.Tensor
+    mask: torch.Tensor
+    strength: torch.Tensor | None
+    picture_key: bytes
+    masked_key: bytes
+
+
+def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
+    """Wherever the mask asks for any repainting, a UNet that sees the masked picture does not see it.
+
+    Sets the scheduler up, too. Raises ValueError for one that is not offered.
+    """
+    model.schedulers.prepare(painting.plan)
+    pixels = torch.from_numpy(painting.picture.astype(np.float32)[np.newaxis] / PIXEL_MAX)
+    picture = (2.0 * pixels - 1.0).permute(0, 3, 1, 2)
+    visible = painting.mask <= KEEP
+    strength = latent_strength(painting.mask, model.latent_factor)
+    return Canvas(
+        picture=picture,
+        masked_picture=picture * torch.from_numpy(visible),
+        mask=torch.from_numpy(latent_mask(painting.mask, model.latent_factor))[None, None],
+        strength=None if strength is None else torch.from_numpy(strength)[None, None],
+        picture_key=_key(painting.picture),
+        masked_key=_key(painting.picture, visible),
+    )
+
+
+def begin_samples(model: LoadedModel, painting: Painting, canvas: Canvas | None = None) -> list[Sample]:
+    """The samples of a painting, each ready for its first step. The canvas is the painting's, if made already.
+
+    What the seed does not touch is computed once for all of them. Every generator draws in the order of
+    the stock pipelines (StableDiffusionInpaintPipeline and its XL twin, diffusers 0.42.1): the picture's
+    latents where they are needed, the noise, the masked picture's latents (a UNet of 4 channels needs none,
+    but the draw is made).
+    """
+    shared = _prepare(model, painting, canvas or make_canvas(model, painting))
+    return [_begin(model, painting, shared, seed) for seed in painting.seeds]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the samples of one painting have in common."""
+
+    mask: torch.Tensor
+    strength: torch.Tensor | None
+    picture_latents: Draw | None
+    masked_latents: Draw | None
+    conditioning: Conditioning
+    unconditional: Conditioning | None
+
+
+def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
+    needs_picture = painting.strength < 1 or not model.sees_mask or canvas.strength is not None
+    guided = painting.guidance_scale > 1
+    conditioning = model.prompts.encode(painting.prompt)
+    on_device = functools.partial(torch.Tensor.to, device=model.device, dtype=model.dtype)
+    return _Shared(
+        mask=on_device(canvas.mask),
+        # In full precision: a threshold must not fall between two of half precision's numbers.
+        strength=None if canvas.strength is None else canvas.strength.to(model.device),
+        picture_latents=_encode(model, canvas.picture, canvas.picture_key) if needs_picture else None,
+        masked_latents=_encode(model, canvas.masked_picture, canvas.masked_key) if model.sees_mask else None,
+        conditioning=conditioning,
+        unconditional=model.prompts.encode_negative(painting.negative_prompt, conditioning) if guided else None,
+    )
+
+
+def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -> Sample:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    scheduler, timesteps = model.schedulers.begin(painting.plan)
+    shape = (1, model.latent_channels, *shared.mask.shape[2:])
+    begins_from_picture = painting.strength < 1
+    draws_original = begins_from_picture or not model.sees_mask
+
+    original = None
+    if shared.picture_latents is not None:
+        # Only for gray masks: nothing is drawn, so that white is painted as it is with a mask without gray.
+        original = shared.picture_latents(generator if draws_original else None)
+    noise = _draw_noise(model, shape, generator)
+    masked = shared.masked_latents(generator) if shared.masked_latents else None
+    if masked is None and model.draws_latents:
+        _draw_noise(model, shape, generator)
+
+    if begins_from_picture and original is not None:
+        latents = scheduler.add_noise(original, noise, timesteps[:1])
+    else:
+        latents = noise * scheduler.init_noise_sigma
+    sample = Sample(
+        model=model,
+        generator=generator,
+        scheduler=scheduler,
+        step_arguments=step_arguments(scheduler, generator),
+        timesteps=timesteps,
+        unet_timesteps=timesteps.float().tolist(),
+        guidance_scale=painting.guidance_scale,
+        conditioning=shared.conditioning,
+        unconditional=shared.unconditional,
+        latents=latents,
+        noise=noise,
+        mask=shared.mask,
+        strength=shared.strength,
+        masked_latents=masked,
+        kept_latents=None if model.sees_mask and shared.strength is None else original,
+    )
+    if shared.strength is not None:
+        sample.hold_back()
+    return sample
+
+
+def _encode(model: LoadedModel, picture: torch.Tensor, key: bytes) -> Draw:
+    """The picture's latents, as a draw: encoded once, drawn by each sample's own generator; by none: the middle."""
+    encoded = model.encodings.get(key, lambda: _run_vae(model, picture))
+    scale = model.vae.config.scaling_factor
+    if isinstance(encoded, torch.Tensor):
+        latents: torch.Tensor = scale * encoded.to(model.dtype)
+        return lambda _generator: latents
+
+    def draw(generator: torch.Generator | None) -> torch.Tensor:
+        drawn = encoded.mode() if generator is None else encoded.sample(generator)
+        latents: torch.Tensor = scale * drawn.to(model.dtype)
+        return latents
+
+    return draw
+
+
+def _run_vae(model: LoadedModel, picture: torch.Tensor) -> Any:
+    encoded = model.vae.encode(picture.to(model.device, model.vae.dtype))
+    return encoded.latent_dist if model.draws_latents else encoded.latents
+
+
+def _draw_noise(model: LoadedModel, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    noise: torch.Tensor = randn_tensor(shape, generator=generator, device=model.device, dtype=model.dtype)
+    return noise
+
+
+def _key(*arrays: NDArray[Any]) -> bytes:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

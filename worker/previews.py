@@ -1,0 +1,73 @@
+"""A glimpse of a picture in the making: from its latents by their colours, without the VAE's decoder."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worker.loading import LoadedModel
+from worker.sample import PIXEL_MAX, Sample
+
+# 128 x 128 x 3 bytes are less than 50 kB.
+MAX_SIDE = 128
+# The colours are learnt from a picture of this many flat patches along a side, of two latents each.
+PATCHES = 16
+LATENTS_PER_PATCH = 2
+MIN_ALPHA = 1e-4
+
+
+def make_preview(sample: Sample, prediction: torch.Tensor) -> NDArray[np.uint8]:
+    """What the sample is going to be, as far as this step's prediction tells: (h, w, 3) RGB, one pixel a latent.
+
+    At most MAX_SIDE pixels along a side. To be called before the sample's step.
+    """
+    clean = _clean_latents(sample, prediction)[0].float().cpu().numpy()
+    channels, height, width = clean.shape
+    linear = np.concatenate([clean.reshape(channels, -1), np.ones((1, height * width), np.float32)])
+    colours = (sample.model.latent_colours.T @ linear).reshape(3, height, width).transpose(1, 2, 0)
+    preview = np.rint(np.clip(colours, 0, 1) * PIXEL_MAX).astype(np.uint8)
+    shrink = MAX_SIDE / max(height, width)
+    if shrink < 1:
+        size = (max(1, int(width * shrink)), max(1, int(height * shrink)))
+        preview = cv2.resize(preview, size, interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(preview)
+
+
+def learn_colours(model: LoadedModel) -> NDArray[np.float32]:
+    """(channels + 1, 3): the linear map from latents, and 1, to RGB in 0..1 that fits this VAE best.
+
+    By least squares over a picture of random flat colours, as the VAE encodes it.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    patches = torch.rand((1, 3, PATCHES, PATCHES), generator=generator)
+    per_latent = patches.repeat_interleave(LATENTS_PER_PATCH, 2).repeat_interleave(LATENTS_PER_PATCH, 3)
+    pixels = per_latent.repeat_interleave(model.latent_factor, 2).repeat_interleave(model.latent_factor, 3)
+    encoded = model.vae.encode((2 * pixels - 1).to(model.device, model.vae.dtype))
+    latents = encoded.latent_dist.mode() if model.draws_latents else encoded.latents
+    known = (latents * model.vae.config.scaling_factor)[0].float().cpu().numpy()
+    linear = np.concatenate([known.reshape(len(known), -1), np.ones((1, known[0].size), np.float32)])
+    colours: NDArray[np.float32] = np.linalg.lstsq(linear.T, per_latent[0].reshape(3, -1).numpy().T, rcond=None)[0]
+    return colours
+
+
+def _clean_latents(sample: Sample, prediction: torch.Tensor) -> torch.Tensor:
+    """The latents without their noise, if the prediction is right.
+
+    How much picture and noise there is in them is asked of the scheduler's own add_noise; epsilon and
+    v-prediction: Salimans and Ho, "Progressive distillation", appendix D.
+    """
+    kind = getattr(sample.scheduler.config, "prediction_type", "epsilon")
+    if kind == "sample":
+        return prediction
+    timestep = sample.timesteps[sample.index : sample.index + 1]
+    one, zero = torch.ones_like(sample.latents), torch.zeros_like(sample.latents)
+    alpha = float(sample.scheduler.add_noise(one, zero, timestep).flatten()[0])
+    sigma = float(sample.scheduler.add_noise(zero, one, timestep).flatten()[0])
+    if kind == "v_prediction":
+        length = (alpha**2 + sigma**2) ** 0.5
+        clean: torch.Tensor = (alpha / length) * (sample.latents / length) - (sigma / length) * prediction
+    else:
+        clean = (sample.latents - sigma * prediction) / max(alpha, MIN_ALPHA)
+    return clean
