@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,10 @@ from kombu.exceptions import ChannelError
 from pydantic import Field, PositiveFloat
 
 from api.delivery_log import DeliveryLog
+from api.dialects.fal.signatures import open_signing_keys
 from api.janitor import Janitor
 from api.keys import KeyStore
+from api.settings import ApiSettings
 from api.webhooks import Courier, WebhookSettings
 from storage.errors import StorageUnavailable
 from storage.image_store import open_image_store
@@ -33,6 +36,7 @@ from storage.settings import EnvironmentSettings, StorageSettings, storage_setti
 # Messages that wait in the broker while more is due: enough to keep every thread busy until the next tick.
 MESSAGES_PER_THREAD = 4
 TICKETS_AT_ONCE = 200
+LATE_STARTS_AT_ONCE = 100
 
 logger = structlog.get_logger("api.dispatcher")  # not "__main__"
 
@@ -68,6 +72,7 @@ class Ticker:
         self._chores: dict[str, Callable[[], object]] = {
             "send due webhooks": self.send_due_webhooks,
             "return expired leases": self.return_expired_leases,
+            "fail late starts": self.fail_late_starts,
             "top up tickets": self.top_up_tickets,
             "delete what is over": janitor.sweep,
         }
@@ -111,6 +116,10 @@ class Ticker:
             logger.warning("lease expired", **job.log_context())
             if job.status is JobStatus.QUEUED:
                 self._queue.send_ticket()
+
+    def fail_late_starts(self) -> None:
+        for job in self._jobs.fail_late_starts(LATE_STARTS_AT_ONCE):
+            logger.warning("nobody started it in time", **job.log_context())
 
     def top_up_tickets(self) -> None:
         """Replace tickets that were lost, or never sent because the broker was down just then.
@@ -195,6 +204,7 @@ def compose(storage: StorageSettings, webhooks: WebhookSettings) -> tuple[Celery
     jobs = JobStore(client, storage)
     log = DeliveryLog(client, tries_kept=webhooks.webhook_tries_kept)
     app = celery_app(storage)
+    fal_signer = open_signing_keys(client, ApiSettings().fal_webhook_key)
     courier = Courier(
         jobs=jobs,
         keys=KeyStore(client),
@@ -202,6 +212,7 @@ def compose(storage: StorageSettings, webhooks: WebhookSettings) -> tuple[Celery
         door=OutboundDoor(allowed_private_networks=storage.allowed_private_networks),
         settings=webhooks,
         delivery_ttl_seconds=storage.delivery_ttl,
+        signatures={"fal": lambda job, body: fal_signer.headers(job, body, now=time.time())},
     )
     register(app, courier)
     ticker = Ticker(

@@ -36,5 +36,6 @@ if job.ending then
   conclude(job.job_id, job.ending, now)
 else
   enter_waiting(job.job_id, job.key_id, job.priority, number)
+  if job.start_by then redis.call('ZADD', key('starts'), job.start_by, job.job_id) end
 end
 return { 'created', job.job_id }

@@ -152,7 +152,7 @@ def test_an_outage_is_said_once_and_its_end_too(scene: Scene, ticker: Ticker, re
     finally:
         redis_server.start()
     events = Counter(line["event"] for line in during)
-    assert events == {"chore waits for storage": 4}
+    assert events == {"chore waits for storage": 5}
     scene.over("http://127.0.0.1/hook")
     with capture_logs() as after:
         ticker.tick()
