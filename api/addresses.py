@@ -48,10 +48,19 @@ def base_url(request: Request, public_url: str | None) -> str:
     return public_url or request.root_url.rstrip("/")
 
 
-def loopback_urls(request: Request) -> list[str]:
-    """Where this process itself listens, as its own machine may call it."""
-    port = request.environ.get("SERVER_PORT", "")
-    return [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")]
+def listener_urls(request: Request, ports: Sequence[int]) -> list[str]:
+    """Where this service itself listens, as its own machine or this caller may call it.
+
+    The scheme of these does not count: whichever port it is, what leads there is ours.
+    """
+    own = request.environ.get("SERVER_PORT", "")
+    hosts = {"127.0.0.1", "localhost", "[::1]"}
+    urls = [f"http://{host}:{port}" for host in sorted(hosts) for port in (own, *ports)]
+    asked = _split(request.root_url)
+    if asked is not None and asked.hostname:
+        host = f"[{asked.hostname}]" if ":" in asked.hostname else asked.hostname
+        urls += [f"http://{host}:{port}" for port in ports]
+    return urls
 
 
 def picture_links(job: InpaintJob, base: str, *, base64_text: bool) -> list[str]:

@@ -18,6 +18,7 @@ from api.auth import Doorkeeper
 from api.deliveries import deliveries_blueprint
 from api.delivery_log import DeliveryLog
 from api.dialects import Dialect, all_dialects
+from api.dialects.fal.gateway import Gateway
 from api.errors import (
     BodyTooLarge,
     MalformedBody,
@@ -70,6 +71,8 @@ def create_app(settings: ApiSettings | None = None, storage_settings: StorageSet
     _add_errors(app, dialects)
     app.before_request(_start_watch)
     app.after_request(_finish)
+    segments = {rule.rule.split("/")[1] for rule in app.url_map.iter_rules()}
+    app.wsgi_app = Gateway(app.wsgi_app, settings.fal_prefixes, own_segments=segments)  # type: ignore[method-assign]  # Flask's documented way
     app.wsgi_app = ForwardedByTrusted(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]  # Flask's documented way
     return app
 

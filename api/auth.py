@@ -12,22 +12,26 @@ from werkzeug.datastructures import Headers
 
 from api.errors import InvalidApiKey, MissingApiKey
 from api.fields import is_blank
-from api.keys import ApiKey, KeyScope, KeyStore
+from api.keys import ApiKey, KeyScope, KeyStore, plaintext_of
 from storage.job import InpaintJob
 
 MAX_CACHED_KEYS = 1024
 MAX_KEY_CHARS = 512
-BEARER = "bearer "
+SCHEMES = ("bearer", "key")
 
 
 def presented_key(body: Mapping[str, Any], headers: Mapping[str, str] | Headers) -> str | None:
-    """The plaintext key of a request: field `key`, else `Authorization: Bearer`, else the header `key`."""
+    """The plaintext key of a request: field `key`, else the header `Authorization`, else the header `key`.
+
+    `Authorization` is `Bearer KEY`, `Key KEY`, or either with `ID:SECRET`.
+    """
     in_body = body.get("key")
     if not is_blank(in_body):
         return str(in_body).strip()
-    authorization = headers.get("Authorization", "")
-    if authorization.casefold().startswith(BEARER) and not is_blank(authorization[len(BEARER) :]):
-        return authorization[len(BEARER) :].strip()
+    scheme, _, value = headers.get("Authorization", "").strip().partition(" ")
+    if scheme.casefold() in SCHEMES and not is_blank(value):
+        key_id, colon, secret = value.strip().partition(":")
+        return plaintext_of(key_id, secret) if colon else value.strip()
     return headers.get("key", "").strip() or None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import g, request
 
-from api.addresses import UUID, base_url, loopback_urls
+from api.addresses import UUID, base_url, listener_urls
 from api.auth import may_see, presented_key
 from api.errors import JobNotFound
 from api.fields import fold, read_body
@@ -25,7 +25,7 @@ def admitted() -> tuple[dict[str, Any], ApiKey]:
 
     Raises MalformedBody, BodyTooLarge, MissingApiKey, InvalidApiKey, StorageUnavailable.
     """
-    body = read_body(_raw_body(), request.content_type or "")
+    body = read_body(raw_body(), request.content_type or "")
     if request.method == "GET":
         body = fold(request.args) | body
     api_key = parts().doorkeeper.admit(presented_key(body, request.headers))
@@ -33,8 +33,8 @@ def admitted() -> tuple[dict[str, Any], ApiKey]:
     return body, api_key
 
 
-def _raw_body() -> bytes:
-    """Raises werkzeug's RequestEntityTooLarge, which the application says in the dialect's words."""
+def raw_body() -> bytes:
+    """The body, whole. Raises werkzeug's RequestEntityTooLarge, which the application says in the dialect's words."""
     if request.content_length is not None:
         return request.get_data()
     data = request.stream.read()
@@ -70,7 +70,7 @@ def intake() -> Intake:
         images=all_parts.images,
         door=all_parts.door,
         base_url=base,
-        own_urls=(base, request.root_url, *loopback_urls(request)),
+        own_urls=(base, request.root_url, *listener_urls(request, all_parts.settings.own_ports)),
         own_hosts=all_parts.settings.own_hosts,
         input_ttl_seconds=all_parts.storage_settings.input_ttl,
     )

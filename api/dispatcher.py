@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,10 @@ from celery.signals import worker_shutting_down
 from pydantic import Field, PositiveFloat
 
 from api.delivery_log import DeliveryLog
+from api.dialects.fal.signatures import open_signing_keys
 from api.janitor import Janitor
 from api.keys import KeyStore
+from api.settings import ApiSettings
 from api.webhooks import Courier, WebhookSettings
 from storage.errors import StorageUnavailable
 from storage.image_store import open_image_store
@@ -31,6 +34,7 @@ from storage.upkeep import Upkeep
 
 # Messages that wait in the broker while more is due: enough to keep every thread busy until the next tick.
 MESSAGES_PER_THREAD = 4
+LATE_STARTS_AT_ONCE = 100
 
 logger = structlog.get_logger("api.dispatcher")  # not "__main__"
 
@@ -64,6 +68,7 @@ class Ticker:
         self._chores: dict[str, Callable[[], object]] = {
             "send due webhooks": self.send_due_webhooks,
             "keep the queue in order": upkeep.run,
+            "fail late starts": self.fail_late_starts,
             "delete what is over": janitor.sweep,
         }
 
@@ -100,6 +105,10 @@ class Ticker:
             hold_seconds = self._settings.webhook_hold_seconds
             for job_id in self._jobs.claim_due_webhooks(room, hold_seconds=hold_seconds):
                 self._queue.send_delivery(job_id)
+
+    def fail_late_starts(self) -> None:
+        for job in self._jobs.fail_late_starts(LATE_STARTS_AT_ONCE):
+            logger.warning("nobody started it in time", **job.log_context())
 
 
 def register(app: Celery, courier: Courier) -> None:
@@ -158,6 +167,7 @@ def compose(storage: StorageSettings, webhooks: WebhookSettings) -> tuple[Celery
     jobs = JobStore(client, storage)
     log = DeliveryLog(client, tries_kept=webhooks.webhook_tries_kept)
     app = celery_app(storage)
+    fal_signer = open_signing_keys(client, ApiSettings().fal_webhook_key)
     courier = Courier(
         jobs=jobs,
         keys=KeyStore(client),
@@ -165,6 +175,7 @@ def compose(storage: StorageSettings, webhooks: WebhookSettings) -> tuple[Celery
         door=OutboundDoor(allowed_private_networks=storage.allowed_private_networks),
         settings=webhooks,
         delivery_ttl_seconds=storage.delivery_ttl,
+        signatures={"fal": lambda job, body: fal_signer.headers(job, body, now=time.time())},
     )
     register(app, courier)
     queue = JobQueue(app)

@@ -134,7 +134,7 @@ class Intake:
             raise AddressRefused(field=field) from error
 
     def _keep(self, key: str) -> None:
-        self.jobs.keep_until("inputs", key, self.jobs.now() + self.input_ttl_seconds)
+        self.jobs.keep_until("inputs", key, self.jobs.now() + self.input_ttl_seconds, longer=True)
 
 
 _WITHOUT_PICTURES = (JobStatus.FAILED, JobStatus.CANCELLED)

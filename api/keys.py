@@ -24,6 +24,7 @@ WEBHOOK_SECRET_BYTES = 32
 WEBHOOK_SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix that Standard Webhooks prescribes, not a secret
 DEFAULT_GRACE_SECONDS = 24 * 3600.0
 
+KEY_PREFIX = "ip_"
 _KEY_FORMAT = re.compile(r"ip_(?P<key_id>[0-9a-f]{12})_(?P<secret>[0-9a-f]{64})", re.ASCII)
 _NO_HASH = hashlib.sha256(b"").hexdigest()
 
@@ -190,8 +191,20 @@ class KeyStore:
         return f"{self._prefix}keys"
 
 
+def plaintext_of(key_id: str, secret: str) -> str:
+    """The plaintext of a key that came as its public id and its secret, which may be the plaintext itself.
+
+    One whose id is another's is no key.
+    """
+    whole = _KEY_FORMAT.fullmatch(secret)
+    key_id = key_id.removeprefix(KEY_PREFIX)
+    if whole is None:
+        return _plaintext(key_id, secret)
+    return secret if whole["key_id"] == key_id else ""
+
+
 def _plaintext(key_id: str, secret: str) -> str:
-    return f"ip_{key_id}_{secret}"
+    return f"{KEY_PREFIX}{key_id}_{secret}"
 
 
 def _hash(secret: str) -> str:

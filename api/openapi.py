@@ -17,7 +17,7 @@ from api.callers import own_base_url
 REF_TEMPLATE = "#/components/schemas/{model}"
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
-DOCUMENTED = ("GET", "POST")
+DOCUMENTED = ("GET", "POST", "PUT")
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "key"},
@@ -80,7 +80,7 @@ def build_document(app: Flask, base_url: str) -> dict[str, Any]:
         "info": {
             "title": "inpaintd",
             "version": "1",
-            "description": "Self-hosted inpainting in the words of the ModelsLab v6 and Stable Diffusion v3 APIs.",
+            "description": "Self-hosted inpainting in the words of the ModelsLab v6, Stable Diffusion v3 and fal APIs.",
         },
         "servers": [{"url": base_url}],
         "paths": paths,
@@ -103,7 +103,7 @@ def _operation(path: str, method: str, docs: Documentation) -> dict[str, Any]:
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
-    if docs.body is not None and method == "POST":
+    if docs.body is not None and method != "GET":
         schema = {"$ref": REF_TEMPLATE.format(model=docs.body.__name__)}
         operation["requestBody"] = {"content": {JSON: {"schema": schema}, FORM: {"schema": schema}}}
     if not docs.is_open:
@@ -129,7 +129,7 @@ def _allow_null_where_optional(schema: dict[str, Any]) -> None:
     """Clients send null for what they leave open."""
     required = schema.get("required", ())
     for name, described in schema.get("properties", {}).items():
-        if name not in required and "default" in described:
+        if name not in required and "default" in described and not described.keys().isdisjoint(("anyOf", "type")):
             kinds = described.pop("anyOf", None) or [{"type": described.pop("type")}]
             described["anyOf"] = [*(kind for kind in kinds if kind != {"type": "null"}), {"type": "null"}]
 

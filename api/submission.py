@@ -72,13 +72,20 @@ def submit(parts: Parts, intake: Intake, job: InpaintJob, *, idempotency: Idempo
     accepted: InpaintJob | None = None
     try:
         job, stored_keys = intake.settle(job)
-        accepted = _store(parts, job, idempotency)
+        accepted = submit_settled(parts, job, idempotency=idempotency)
     finally:
         if accepted is None or accepted.job_id != job.job_id:
             _forget(intake, stored_keys)
+    return accepted
+
+
+def submit_settled(parts: Parts, job: InpaintJob, *, idempotency: Idempotency | None = None) -> InpaintJob:
+    """The same for a job whose pictures are references already, or that is over before it began."""
+    accepted = _store(parts, job, idempotency)
     if accepted.job_id == job.job_id:
         log.info("job_submitted", **accepted.log_context())
-        _send_ticket(parts, accepted)
+        if not accepted.status.is_final:
+            _send_ticket(parts, accepted)
     return accepted
 
 

@@ -41,15 +41,29 @@ class Arrivals:
 
         When Redis goes out of service meanwhile: the job as it was last seen.
         """
-        if job.status.is_final or seconds <= 0 or not (self._places and self._places.acquire(blocking=False)):
+        if job.status.is_final or seconds <= 0 or not self.take_place():
             return job
+        try:
+            return self.wait_in_place(job, seconds)
+        finally:
+            self.leave_place()
+
+    def take_place(self) -> bool:
+        """Whether there is one more for a client that waits; it must be left again."""
+        return self._places is not None and self._places.acquire(blocking=False)
+
+    def leave_place(self) -> None:
+        if self._places is not None:
+            self._places.release()
+
+    def wait_in_place(self, job: InpaintJob, seconds: float) -> InpaintJob:
+        """The same for a client that has a place already."""
         woken = threading.Event()
         try:
             self._register(job.job_id, woken)
             return self._until_over(job, woken, time.monotonic() + seconds)
         finally:
             self._unregister(job.job_id, woken)
-            self._places.release()
 
     def close(self) -> None:
         """Ends the listener; those who wait look once more and are answered."""

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -33,6 +33,9 @@ MINUTE_SECONDS = 60
 MARGIN_SECONDS = 5.0
 # A webhook whose receiver has enough of our threads already looks again after a while within these.
 SHORTEST_TURN_SECONDS, LONGEST_TURN_SECONDS = 1.0, 5.0
+
+# The headers for a job's webhook, made of its very bytes.
+Signature = Callable[[InpaintJob, bytes], Mapping[str, str]]
 
 logger = structlog.get_logger(__name__)
 
@@ -124,15 +127,20 @@ class Courier:
         door: OutboundDoor,
         settings: WebhookSettings,
         delivery_ttl_seconds: float,
+        signatures: Mapping[str, Signature] | None = None,
         stretch: Callable[[], float] = random.random,
     ) -> None:
-        """`stretch` answers numbers from 0 to 1: how much of the jitter a wait gets."""
+        """`signatures`: what a dialect signs with beside our own signature, by its name.
+
+        `stretch` answers numbers from 0 to 1: how much of the jitter a wait gets.
+        """
         self._jobs = jobs
         self._keys = keys
         self._log = log
         self._door = door
         self._settings = settings
         self._delivery_ttl_seconds = delivery_ttl_seconds
+        self._signatures = signatures or {}
         self._stretch = stretch
         self._seats = HostSeats(settings.webhook_threads_per_host)
 
@@ -234,6 +242,8 @@ class Courier:
         message = render_webhook(job)
         body = encode_body(message.body, max_bytes=self._settings.webhook_max_body_bytes)
         headers = {**message.headers, **sign(job.job_id, body, secret=api_key.webhook_secret)}
+        if job.dialect in self._signatures:
+            headers |= self._signatures[job.dialect](job, body)
         try:
             answer = self._door.post(
                 job.webhook_url,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from types import FrameType
 
+from deploy.certificates import certificate_files
 from deploy.first_picture import FirstPicture, KeyRefused, call, paint
 from deploy.parts import (
     FLOWER_USER,
@@ -282,6 +283,7 @@ def _summary(settings: LocalSettings, picture: FirstPicture | None) -> str:
     key = settings.key_file.read_text().strip() if settings.key_file.exists() else "(not made yet)"
     rows = {
         "API": settings.api_url,
+        **_tls_rows(settings),
         "API docs": f"{settings.api_url}/docs",
         "API key": f"{key}  (in {settings.key_file})",
         "Flower": f"{settings.flower_url}  (user {FLOWER_USER}, password in {settings.flower_password_file})",
@@ -294,6 +296,12 @@ def _summary(settings: LocalSettings, picture: FirstPicture | None) -> str:
     return "\n" + "\n".join(f"  {name:<9} {value}" for name, value in rows.items()) + "\n"
 
 
+def _tls_rows(settings: LocalSettings) -> dict[str, str]:
+    if settings.tls_url is None:
+        return {}
+    return {"TLS": f"{settings.tls_url}  (its CA: {certificate_files(settings.state_dir).ca})"}
+
+
 def _forget_further_signals() -> None:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
@@ -302,7 +310,9 @@ def _forget_further_signals() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="deploy")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up").add_argument("--detach", action="store_true", help="return once ready")
+    starting = commands.add_parser("up")
+    starting.add_argument("--detach", action="store_true", help="return once ready")
+    starting.add_argument("--tls", action="store_true", help="serve the API over TLS, too")
     commands.add_parser("down")
     commands.add_parser("running", help="exit status 0 where a supervisor answers")
     asked = parser.parse_args()
@@ -311,7 +321,7 @@ def main() -> int:
         if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
             signal.signal(each, Wish.hear)
     try:
-        settings = read_settings(os.environ)
+        settings = read_settings(os.environ, tls=asked.command == "up" and asked.tls)
         if asked.command == "running":
             return _running(settings)
         if asked.command == "up":

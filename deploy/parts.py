@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.certificates import certificate_files, make_certificates
+from deploy.files import write_private
+
 SOURCE_DIR = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 FLOWER_USER = "inpaintd"
@@ -36,6 +39,7 @@ class LocalSettings:
 
     state_dir: Path
     api_port: int
+    tls_port: int | None
     flower_port: int
     redis_port: int
     redis_url: str | None
@@ -44,6 +48,10 @@ class LocalSettings:
     @property
     def api_url(self) -> str:
         return f"http://{LOOPBACK}:{self.api_port}"
+
+    @property
+    def tls_url(self) -> str | None:
+        return None if self.tls_port is None else f"https://{LOOPBACK}:{self.tls_port}"
 
     @property
     def flower_url(self) -> str:
@@ -78,8 +86,8 @@ class LocalSettings:
         return self.redis_url is None
 
 
-def read_settings(environment: Mapping[str, str]) -> LocalSettings:
-    """Raise Trouble that names the variable at fault."""
+def read_settings(environment: Mapping[str, str], *, tls: bool = False) -> LocalSettings:
+    """`tls`: the API is served over TLS too. Raise Trouble that names the variable at fault."""
     url_file = environment.get("REDIS_URL_FILE")
     try:
         redis_url = environment.get("REDIS_URL") or (Path(url_file).read_text().strip() if url_file else None)
@@ -88,6 +96,7 @@ def read_settings(environment: Mapping[str, str]) -> LocalSettings:
     return LocalSettings(
         state_dir=(SOURCE_DIR / environment.get("STATE_DIR", "var")).resolve(),
         api_port=_port(environment, "API_PORT", 8080),
+        tls_port=_port(environment, "API_TLS_PORT", 8443) if tls else None,
         flower_port=_port(environment, "FLOWER_PORT", 5555),
         redis_port=_port(environment, "REDIS_PORT", 16379),
         redis_url=redis_url or None,
@@ -98,6 +107,8 @@ def read_settings(environment: Mapping[str, str]) -> LocalSettings:
 def check_ports(settings: LocalSettings) -> None:
     """Raise Trouble that names the port which somebody else has, and the variable that chooses another."""
     wanted = {"API_PORT": settings.api_port, "FLOWER_PORT": settings.flower_port}
+    if settings.tls_port is not None:
+        wanted["API_TLS_PORT"] = settings.tls_port
     if settings.redis_is_embedded:
         wanted["REDIS_PORT"] = settings.redis_port
     if len(set(wanted.values())) < len(wanted):
@@ -128,13 +139,16 @@ def prepare(settings: LocalSettings, environment: Mapping[str, str]) -> dict[str
         "PYTHONUNBUFFERED": "1",
         "SOURCE_DIR": str(SOURCE_DIR),
         "STATE_DIR": str(settings.state_dir),
+        "API_ADDRESS": environment.get("API_ADDRESS") or LOOPBACK,
         "API_PORT": str(settings.api_port),
+        "OWN_PORTS": _own_ports(settings, environment),
         "FLOWER_PORT": str(settings.flower_port),
         "FLOWER_USER": FLOWER_USER,
         "FLOWER_PASSWORD_FILE": str(settings.flower_password_file),
         "REDIS_EMBEDDED": str(settings.redis_is_embedded).lower(),
         "REDIS_SERVER": "redis-server",
         "WORKER_STOP_SECONDS": _worker_stop_seconds(environment),
+        **_tls_environment(settings),
     }
     prepared.pop("FLOWER_PASSWORD", None)
     if settings.redis_is_embedded:
@@ -199,8 +213,8 @@ def _configure_redis(settings: LocalSettings) -> None:
         'save ""',
         "maxmemory-policy noeviction",
     ]
-    _write_private(settings.redis_dir / "redis.conf", "\n".join(lines) + "\n")
-    _write_private(settings.redis_url_file, f"redis://:{password}@{LOOPBACK}:{settings.redis_port}/0\n")
+    write_private(settings.redis_dir / "redis.conf", "\n".join(lines) + "\n")
+    write_private(settings.redis_url_file, f"redis://:{password}@{LOOPBACK}:{settings.redis_port}/0\n")
 
 
 def _quoted(path: Path) -> str:
@@ -211,17 +225,26 @@ def _quoted(path: Path) -> str:
 def _secret(path: Path) -> str:
     """The secret in the file; made when the file does not exist."""
     if not path.exists():
-        _write_private(path, secrets.token_urlsafe(PASSWORD_BYTES) + "\n")
+        write_private(path, secrets.token_urlsafe(PASSWORD_BYTES) + "\n")
     return path.read_text().strip()
 
 
-def _write_private(path: Path, text: str) -> None:
-    """Readable by its owner only at every moment of its life."""
-    beside = path.with_name(path.name + ".new")
-    beside.unlink(missing_ok=True)
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    beside.replace(path)
+def _own_ports(settings: LocalSettings, environment: Mapping[str, str]) -> str:
+    """Every port that leads to the API: links to pictures given out at one are good at the others."""
+    ports = [environment.get("OWN_PORTS"), settings.api_port, settings.tls_port]
+    return ",".join(str(port) for port in ports if port)
+
+
+def _tls_environment(settings: LocalSettings) -> dict[str, str]:
+    files = certificate_files(settings.state_dir)
+    if settings.tls_port is not None:
+        make_certificates(settings.state_dir)
+    return {
+        "API_TLS": str(settings.tls_port is not None).lower(),
+        "API_TLS_PORT": str(settings.tls_port or 0),
+        "API_TLS_CERTIFICATE": str(files.certificate),
+        "API_TLS_KEY": str(files.key),
+    }
 
 
 def _worker_stop_seconds(environment: Mapping[str, str]) -> str:

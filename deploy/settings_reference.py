@@ -36,6 +36,7 @@ BEGINNING = (
 LOCAL = (
     ("STATE_DIR", "var", "Where all state lies: Redis's file, pictures, logs, the development key, passwords."),
     ("API_PORT", "8080", "The API's port."),
+    ("API_TLS_PORT", "8443", "The API's port over TLS, for deploy/up --tls."),
     ("API_ADDRESS", "127.0.0.1", "The address that the API listens at."),
     ("API_PROCESSES", "1", "gunicorn's worker processes."),
     ("API_THREADS", "320", "Threads of each of them; a client that waits for its picture holds one."),

@@ -69,7 +69,8 @@ class InpaintJob:
 
     `init_image` and `mask_image` are references: an http(s) URL, `object:KEY` (an object of the image
     store) or `result:IMAGE_ID-K` (picture K of another job). `width` and `height` are those of the
-    result; None means the init image's own. `wire` is what the dialect needs to answer in its own
+    result; None means the init image's own. `start_by`: a job that nobody has claimed by
+    then fails. `wire` is what the dialect needs to answer in its own
     words; nobody else reads it. Times are seconds since the epoch.
     """
 
@@ -97,6 +98,7 @@ class InpaintJob:
     webhook_url: str | None = None
     track_id: str | None = None
     temporary: bool = False
+    start_by: float | None = None
     wire: Mapping[str, Any] = field(default_factory=dict)
     submitted_at: float
 
@@ -108,6 +110,8 @@ class InpaintJob:
     finished_at: float | None = None
     step: int = 0
     num_steps: int = 0
+    step_marks: tuple[tuple[int, float], ...] = ()
+    """Steps with the times at which they were seen done; not every step is seen."""
     cancel_requested: bool = False
     images: tuple[ResultImage, ...] = ()
     nsfw: bool = False
@@ -124,6 +128,7 @@ class InpaintJob:
             started_at=at,
             step=0,
             num_steps=0,
+            step_marks=(),
         )
 
     def returned(self) -> InpaintJob:
@@ -191,6 +196,7 @@ class InpaintJob:
         values["status"] = JobStatus(values["status"])
         values["mask_paints"] = MaskPaints(values["mask_paints"])
         values["priority"] = Priority(values["priority"])
+        values["step_marks"] = tuple((int(step), float(at)) for step, at in values.get("step_marks", ()))
         values["images"] = tuple(ResultImage(**image) for image in values["images"])
         if values["failure"] is not None:
             values["failure"] = Failure(**values["failure"])

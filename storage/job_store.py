@@ -102,6 +102,7 @@ class JobStore:
         self._transition = scripts.load("transition")
         self._heartbeat = scripts.load("heartbeat")
         self._position = scripts.load("position")
+        self._look = scripts.load("look")
         self._take_due = scripts.load("take_due")
 
     # -- the API's side ---------------------------------------------------------------------------
@@ -125,6 +126,8 @@ class JobStore:
             "inputs": _stored_inputs(job),
             "not_after": self.now() + self._settings.redis_timeout_seconds,
         }
+        if job.start_by is not None:
+            submission["start_by"] = job.start_by
         if max_waiting is not None:
             submission["max_waiting"] = max_waiting
         if idempotency is not None:
@@ -153,6 +156,13 @@ class JobStore:
     def get(self, job_id: str) -> InpaintJob | None:
         with redis_outages():
             return _load(self._redis.hgetall(_key("job", job_id)))
+
+    def look(self, job_id: str) -> tuple[InpaintJob, int | None] | None:
+        """The job, and how many jobs will be claimed before it while it waits: one round trip."""
+        with redis_outages():
+            fields, ahead = self._look(job_id, json.dumps(PRIORITIES))
+        job = _load(dict(zip(fields[::2], fields[1::2], strict=True)))
+        return None if job is None else (job, ahead)
 
     def by_number(self, number: int) -> InpaintJob | None:
         return self._by_alias(_key("number", number))
@@ -195,6 +205,24 @@ class JobStore:
             else:
                 break
         return self.get(job_id)
+
+    def fail_late_start(self, job: InpaintJob) -> bool:
+        """Fail a queued job that nobody has claimed by its `start_by`. False: it does not wait any more."""
+        failure = Failure(code="start_timed_out", message="No worker took the job in the time it was given to start.")
+        return self._change(job, job.failed(failure, at=self.now()))
+
+    def fail_late_starts(self, limit: int) -> list[InpaintJob]:
+        """The same for every job whose time to start is over. A job that was claimed once has started."""
+        with redis_outages():
+            due = self._take_due(self._given_now(), "starts", limit, HOLD_SECONDS)
+        late = []
+        for job_id in due:
+            job = self.get(job_id)
+            if job is not None and job.status is JobStatus.QUEUED and not job.fence and self.fail_late_start(job):
+                late.append(job)
+            with redis_outages():
+                self._redis.zrem(_key("starts"), job_id)
+        return late
 
     # -- the worker's side ------------------------------------------------------------------------
 
@@ -336,10 +364,13 @@ class JobStore:
         with redis_outages():
             self._redis.zrem(_key("webhooks"), job_id)
 
-    def keep_until(self, kind: ExpiryKind, member: str, at: float) -> None:
-        """Note when something's time is over. Members: object keys for inputs, else job ids."""
+    def keep_until(self, kind: ExpiryKind, member: str, at: float, *, longer: bool = False) -> None:
+        """Note when something's time is over. Members: object keys for inputs, else job ids.
+
+        `longer`: a later time noted before stays.
+        """
         with redis_outages():
-            self._redis.zadd(_key("expiry", kind), {member: at})
+            self._redis.zadd(_key("expiry", kind), {member: at}, gt=longer)
 
     def claim_expired(self, kind: ExpiryKind, limit: int) -> list[str]:
         """What is over; whatever is not forgotten comes again after a minute."""
@@ -364,6 +395,7 @@ class JobStore:
                 pipeline.delete(_key("number", job.number), _key("image", job.image_id))
             pipeline.delete(_key("job", job_id))
             pipeline.zrem(_key("webhooks"), job_id)
+            pipeline.zrem(_key("starts"), job_id)
             pipeline.zrem(_key("expiry", "records"), job_id)
             pipeline.execute()
 
@@ -448,6 +480,8 @@ def _load(fields: Mapping[str, str]) -> InpaintJob | None:
     record["fence"] = int(fields["fence"])
     record["attempts"] = int(fields["attempts"])
     record["cancel_requested"] = "cancel" in fields
+    if "marks" in fields:
+        record["step_marks"] = [mark.split("@") for mark in fields["marks"].split()]
     if fields["status"] == JobStatus.PROCESSING:
         record["started_at"] = float(fields["started_at"])
         record["step"] = int(fields.get("step", 0))

@@ -25,6 +25,7 @@ class Service:
     """A running installation. `env` is what it was started with: `deploy/up` and `deploy/down` need it again."""
 
     url: str
+    tls_url: str
     flower_url: str
     key: str
     admin_key: str
@@ -34,6 +35,11 @@ class Service:
     @property
     def redis_url(self) -> str:
         return (self.state_dir / "redis-url").read_text().strip()
+
+    @property
+    def ca_file(self) -> Path:
+        """Of an installation with TLS."""
+        return self.state_dir / "ca.pem"
 
     @property
     def flower_password(self) -> str:
@@ -66,6 +72,7 @@ def local_environment(state_dir: Path, **settings: str) -> dict[str, str]:
         **inherited,
         "STATE_DIR": str(state_dir),
         "API_PORT": str(free_port()),
+        "API_TLS_PORT": str(free_port()),
         "FLOWER_PORT": str(free_port()),
         "REDIS_PORT": str(free_port()),
         "READY_TIMEOUT_SECONDS": "120",
@@ -74,10 +81,10 @@ def local_environment(state_dir: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_service(state_dir: Path, **settings: str) -> Iterator[Service]:
+def running_service(state_dir: Path, *, tls: bool = False, **settings: str) -> Iterator[Service]:
     """Start everything, `settings` being environment variables; stop everything at the end."""
     env = local_environment(state_dir, **settings)
-    _deploy("up", "--detach", env=env)
+    _deploy("up", "--detach", *(["--tls"] if tls else []), env=env)
     try:
         _inpaintd(
             {**env, "REDIS_URL_FILE": str(state_dir / "redis-url")},
@@ -85,6 +92,7 @@ def running_service(state_dir: Path, **settings: str) -> Iterator[Service]:
         )
         yield Service(
             url=f"http://127.0.0.1:{env['API_PORT']}",
+            tls_url=f"https://127.0.0.1:{env['API_TLS_PORT']}",
             flower_url=f"http://127.0.0.1:{env['FLOWER_PORT']}",
             key=(state_dir / "api-key").read_text().strip(),
             admin_key=(state_dir / "admin-key").read_text().strip(),
@@ -97,9 +105,9 @@ def running_service(state_dir: Path, **settings: str) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One installation for all tests that leave it as they found it; 127.0.0.0/8 may be called."""
+    """One installation for all tests that leave it as they found it, over TLS too; 127.0.0.0/8 may be called."""
     state_dir = tmp_path_factory.mktemp("service")
-    with running_service(state_dir, ALLOWED_PRIVATE_NETWORKS="127.0.0.0/8") as started:
+    with running_service(state_dir, tls=True, ALLOWED_PRIVATE_NETWORKS="127.0.0.0/8") as started:
         yield started
 
 

@@ -65,6 +65,12 @@ class TimedOut(JobFailed):
     code = "timed_out"
 
 
+class StartTimedOut(JobFailed):
+    """No worker took the job in the time it was given to start."""
+
+    code = "start_timed_out"
+
+
 class Cancelled(JobFailed):
     """The job was cancelled."""
 

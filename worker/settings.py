@@ -70,7 +70,7 @@ class WorkerSettings(EnvironmentSettings):
     )
     worker_name: str | None = Field(default=None, description="Unset: host name and process id.")
     clerk_interval_seconds: PositiveFloat = Field(
-        default=0.2,
+        default=0.1,
         description="How often progress is written, leases are renewed and cancellations are read.",
     )
 

@@ -20,7 +20,7 @@ from storage.job_store import JobStore
 from storage.model_catalog import ModelCatalog
 from storage.schedulers import num_evaluations
 from worker.clerk import Claim, Clerk, Watched
-from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, TimedOut, WorkerUnfit
+from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, StartTimedOut, TimedOut, WorkerUnfit
 from worker.inputs import Inputs, Sources, open_inputs, scale_part, scale_picture
 from worker.masks import composite, covered, feather, is_empty, paste_weight, scale_strength
 from worker.png import encode_png
@@ -152,6 +152,8 @@ def _outcome(workshop: Workshop, claim: Claim) -> InpaintJob:
 
 def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
     job = claim.job
+    if job.start_by is not None and job.fence == 1 and claim.now > job.start_by:
+        raise StartTimedOut
     inputs = _patiently(workshop, claim, lambda: open_inputs(job, workshop.sources, deadline=claim.deadline))
     _check(claim)
     entry = workshop.catalog.find(job.model)
@@ -162,6 +164,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
     evaluations = 0
     if is_empty(inputs.mask):
         notes["mask_empty"] = True
+    if is_empty(inputs.mask) or not job.num_inference_steps:
         pictures = [inputs.picture] * job.num_images
     else:
         evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)

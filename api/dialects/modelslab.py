@@ -79,6 +79,7 @@ FAILURE_WORDS = {
     "model_unavailable": "Model could not be loaded",
     "out_of_memory": "Not enough memory for this image, try a smaller one",
     "timed_out": "Failed, the image took too long",
+    "start_timed_out": "Failed, nobody started on the image in time",
     "content_filtered": "Failed, the image was withheld by the content filter",
     "cancelled": "The request was cancelled",
     "worker_lost": "Failed, Try Again",

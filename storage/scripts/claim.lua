@@ -35,6 +35,7 @@ for _, priority in ipairs(cjson.decode(ARGV[5])) do
     redis.call('HINCRBY', stored, 'fence', 1)
     redis.call('HINCRBY', stored, 'attempts', 1)
     redis.call('HSET', stored, 'status', 'processing', 'started_at', tostring(now), 'step', 0, 'num_steps', 0)
+    redis.call('HDEL', stored, 'marks')
     redis.call('ZADD', key('leases'), now + tonumber(ARGV[2]), job_id)
     return { before, tostring(now) }
   end

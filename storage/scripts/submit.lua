@@ -40,5 +40,6 @@ if job.ending then
 else
   hold_inputs(job.inputs)
   enter_waiting(job.job_id, job.key_id, job.priority, number)
+  if job.start_by then redis.call('ZADD', key('starts'), job.start_by, job.job_id) end
 end
 return { 'created', tostring(number) }

@@ -151,11 +151,11 @@ def test_an_outage_is_said_once_and_its_end_too(scene: Scene, ticker: Ticker, re
     finally:
         redis_server.start()
     events = Counter(line["event"] for line in during)
-    assert events == {"chore waits for storage": 3}
+    assert events == {"chore waits for storage": 4}
     scene.over("http://127.0.0.1/hook")
     with capture_logs() as after:
         ticker.tick()
-    assert sum(line["event"] == "chore goes on" for line in after) == 2, "the janitor rests a while longer"
+    assert sum(line["event"] == "chore goes on" for line in after) == 3, "the janitor rests a while longer"
     assert messages(scene) == 1
 
 

@@ -1,0 +1,289 @@
+"""fal's own Python client against the whole service over TLS, with nothing changed but what its environment says."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import io
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from httpx_sse import SSEError
+from PIL import Image
+
+from tests.acceptance.test_modelslab_client import HOLE, SIDE, scene
+from tests.service import Service, service
+
+__all__ = ["service"]
+
+# The client never closes its connections.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+APP = "fal-ai/inpaint"
+LONG_STEPS = 150
+SLOW_SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def fal(service: Service) -> Iterator[ModuleType]:
+    """The client as it is imported in an environment of three lines."""
+    host = service.tls_url.removeprefix("https://")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAL_RUN_HOST", f"{host}/run")
+        patch.setenv("FAL_QUEUE_RUN_HOST", f"{host}/queue")
+        patch.setenv("SSL_CERT_FILE", str(service.ca_file))
+        patch.setenv("FAL_KEY", service.key)
+        for name in [each for each in sys.modules if each.split(".")[0] == "fal_client"]:
+            patch.delitem(sys.modules, name)
+        yield importlib.import_module("fal_client")
+
+
+@pytest.fixture
+def client(fal: ModuleType) -> Iterator[Any]:
+    yield fal.SyncClient()
+    gc.collect()
+
+
+def pngs() -> tuple[bytes, bytes]:
+    encoded = []
+    for picture in scene():
+        raw = io.BytesIO()
+        picture.save(raw, "PNG")
+        encoded.append(raw.getvalue())
+    return encoded[0], encoded[1]
+
+
+def arguments(fal: ModuleType, **changes: Any) -> dict[str, Any]:
+    picture, mask = (fal.encode(data, "image/png") for data in pngs())
+    values = {
+        "model_name": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        "prompt": "a red circle",
+        "image_url": picture,
+        "mask_url": mask,
+        "num_inference_steps": 6,
+        "seed": 7,
+    }
+    return {**values, **changes}
+
+
+def downloaded(service: Service, url: str) -> Image.Image:
+    got = requests.get(url, verify=str(service.ca_file), timeout=10)
+    got.raise_for_status()
+    return Image.open(io.BytesIO(got.content))
+
+
+def test_subscribe_prints_a_line_for_every_step(fal: ModuleType, client: Any, service: Service) -> None:
+    lines: list[str] = []
+    kinds = []
+
+    def on_queue_update(update: Any) -> None:
+        kinds.append(type(update).__name__)
+        if isinstance(update, fal.InProgress):
+            lines.extend(log["message"] for log in update.logs)
+
+    asked = arguments(fal, num_inference_steps=LONG_STEPS)
+    result = client.subscribe(APP, arguments=asked, with_logs=True, on_queue_update=on_queue_update)
+    assert f"step 1/{LONG_STEPS}" in lines
+    assert kinds[-1] == "Completed"
+    image = result["image"]
+    assert set(image) == {"url", "content_type", "file_name", "file_size", "width", "height"}
+    assert result["seed"] == 7
+    assert image["url"].startswith(f"{service.tls_url}/images/")
+    got = requests.get(image["url"], verify=str(service.ca_file), timeout=10)
+    assert (len(got.content), got.headers["Content-Type"]) == (image["file_size"], image["content_type"])
+    painted = Image.open(io.BytesIO(got.content))
+    assert painted.size == (image["width"], image["height"]) == (SIDE, SIDE)
+    picture, mask = scene()
+    kept = np.asarray(mask) == 0
+    assert np.array_equal(np.asarray(painted)[kept], np.asarray(picture)[kept])
+    assert painted.crop(HOLE).tobytes() != picture.crop(HOLE).tobytes()
+
+
+def test_submit_status_and_result(fal: ModuleType, client: Any) -> None:
+    handle = client.submit(APP, arguments=arguments(fal), priority="low", hint="any", start_timeout=60)
+    assert isinstance(handle.status(with_logs=True), fal.Queued | fal.InProgress | fal.Completed)
+    assert handle.get()["seed"] == 7
+    done = client.status(APP, handle.request_id, with_logs=True)
+    assert isinstance(done, fal.Completed)
+    assert [log["message"] for log in done.logs] == [f"step {step}/6" for step in range(1, 7)]
+    assert done.metrics["inference_time"] > 0
+    assert client.result(APP, handle.request_id)["seed"] == 7
+
+
+def test_a_running_request_is_cancelled_within_a_step_or_so_and_a_queued_one_at_once(
+    fal: ModuleType, client: Any, service: Service
+) -> None:
+    big = Image.new("RGB", (2 * SLOW_SIDE, SLOW_SIDE), "steelblue")
+    slow = arguments(fal, num_inference_steps=LONG_STEPS, image_url=fal.encode_image(big, "png"))
+    # More than the worker holds at a time.
+    handles = [client.submit(APP, arguments=slow) for _ in range(14)]
+    running = next(each for each in handles if isinstance(until_started(fal, each), fal.InProgress))
+    queued = next(each for each in reversed(handles) if isinstance(each.status(), fal.Queued))
+    queued.cancel()
+    assert isinstance(queued.status(), fal.Completed)
+    running.cancel()
+    asked_at = time.monotonic()
+    while not isinstance(running.status(), fal.Completed):
+        assert time.monotonic() - asked_at < 3
+        time.sleep(0.02)
+    for each in (queued, running):
+        with pytest.raises(fal.FalClientHTTPError) as raised:
+            each.get()
+        assert (raised.value.status_code, raised.value.error_type) == (499, "client_cancelled")
+        with pytest.raises(fal.FalClientHTTPError):
+            each.cancel()
+    for each in handles:
+        if each not in (queued, running):
+            client.cancel(APP, each.request_id)
+
+
+def until_started(fal: ModuleType, handle: Any) -> Any:
+    while isinstance(status := handle.status(with_logs=True), fal.Queued) or (
+        isinstance(status, fal.InProgress) and not status.logs
+    ):
+        time.sleep(0.02)
+    return status
+
+
+def test_run_waits_for_the_output(fal: ModuleType, client: Any, service: Service) -> None:
+    result = client.run(APP, arguments=arguments(fal), path="/sub", start_timeout=30, hint="any")
+    assert downloaded(service, result["image"]["url"]).size == (SIDE, SIDE)
+
+
+def test_no_steps_give_the_input_back(fal: ModuleType, client: Any, service: Service) -> None:
+    result = client.run(APP, arguments=arguments(fal, num_inference_steps=0))
+    assert downloaded(service, result["image"]["url"]).tobytes() == scene()[0].tobytes()
+
+
+def test_stream_brings_every_step_and_then_the_output(fal: ModuleType, client: Any) -> None:
+    events = list(client.stream(APP, arguments=arguments(fal)))
+    assert events[:-1] == [{"step": step, "num_steps": 6} for step in range(1, 7)]
+    assert events[-1]["image"]["width"] == SIDE
+
+
+def test_the_asynchronous_client_is_served_too(fal: ModuleType) -> None:
+    async def inpaint() -> Any:
+        client = fal.AsyncClient()
+        handle = await client.submit(APP, arguments=arguments(fal))
+        return await handle.get()
+
+    assert asyncio.run(inpaint())["seed"] == 7
+
+
+# -- uploads ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def uploading(fal: ModuleType, service: Service, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The client with its two host constants set, for which it has no setting."""
+    module = importlib.import_module("fal_client.client")
+    monkeypatch.setattr(module, "REST_URL", f"{service.tls_url}/rest")
+    monkeypatch.setattr(module, "CDN_URL", f"{service.tls_url}/cdn")
+    return fal
+
+
+@pytest.mark.parametrize("repository", ["fal_v3", "fal"])
+def test_an_uploaded_file_is_a_picture_to_repaint(
+    uploading: ModuleType, client: Any, service: Service, tmp_path: Path, repository: str
+) -> None:
+    fal, links = uploading, []
+    for name, data in zip(("picture.png", "mask.png"), pngs(), strict=True):
+        (tmp_path / name).write_bytes(data)
+        links.append(client.upload_file(tmp_path / name, repository=repository))
+    assert all(link.startswith(f"{service.tls_url}/uploads/") for link in links)
+    asked = arguments(fal, image_url=links[0], mask_url=links[1])
+    result = client.run(APP, arguments=asked)
+    again = client.run(APP, arguments=arguments(fal))
+    painted, same = (downloaded(service, each["image"]["url"]) for each in (result, again))
+    assert painted.tobytes() == same.tobytes()
+
+
+def test_a_large_file_is_uploaded_in_parts(
+    uploading: ModuleType, client: Any, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fal_client.client.MULTIPART_THRESHOLD", 1000)
+    monkeypatch.setattr("fal_client.client.MULTIPART_CHUNK_SIZE", 1000)
+    data = pngs()[0] * 10
+    (tmp_path / "large.bin").write_bytes(data)
+    for link in (client.upload_file(tmp_path / "large.bin"), client.upload(data, "image/png")):
+        assert requests.get(link, verify=str(service.ca_file), timeout=10).content == data
+
+
+def test_links_given_out_over_tls_are_pictures_without_it_too(
+    uploading: ModuleType, client: Any, service: Service
+) -> None:
+    fal = uploading
+    link = client.upload(pngs()[0], "image/png")
+    made = client.run(APP, arguments=arguments(fal))["image"]["url"]
+    for url in (link, made, made.replace("127.0.0.1", "localhost")):
+        answer = requests.post(
+            f"{service.url}/run/{APP}",
+            json=arguments(fal, image_url=url),
+            headers={"Authorization": f"Key {service.key}"},
+            timeout=30,
+        )
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["image"]["url"].startswith(f"{service.url}/images/")
+
+
+# -- errors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["run", "subscribe"])
+def test_bad_input_is_raised_with_its_field(fal: ModuleType, client: Any, way: str) -> None:
+    asked = arguments(fal, num_inference_steps=999)
+    with pytest.raises(fal.FalClientHTTPError) as raised:
+        getattr(client, way)(APP, arguments=asked)
+    assert raised.value.status_code == 422
+    (row,) = raised.value.response.json()["detail"]
+    assert row["loc"] == ["body", "num_inference_steps"]
+    assert row["type"] == "less_than_equal"
+
+
+def test_bad_input_of_a_stream_is_no_stream(fal: ModuleType, client: Any) -> None:
+    # All that the client looks at is the Content-Type.
+    with pytest.raises(SSEError, match="application/json"):
+        list(client.stream(APP, arguments=arguments(fal, num_inference_steps=999)))
+
+
+def test_a_picture_that_is_none_is_raised_at_the_result(fal: ModuleType, client: Any) -> None:
+    handle = client.submit(APP, arguments=arguments(fal, mask_url=fal.encode(b"\x89PNG\r\n\x1a\nbroken", "image/png")))
+    with pytest.raises(fal.FalClientHTTPError) as raised:
+        handle.get()
+    assert raised.value.status_code == 422
+    assert raised.value.response.json()["detail"][0]["loc"] == ["body", "mask_url"]
+
+
+def test_a_wrong_key_and_an_unknown_application_are_raised_at_the_submit(fal: ModuleType, client: Any) -> None:
+    stranger = fal.SyncClient(key="wrong")
+    with pytest.raises(fal.FalClientHTTPError) as raised:
+        stranger.submit(APP, arguments={})
+    assert raised.value.status_code == 401
+    with pytest.raises(fal.FalClientHTTPError, match="not found") as raised:
+        client.submit("fal-ai/flux", arguments={})
+    assert raised.value.status_code == 404
+
+
+def test_a_start_timeout_is_raised_and_not_tried_again(fal: ModuleType, client: Any, service: Service) -> None:
+    service.supervisorctl("stop", "worker")
+    try:
+        with pytest.raises(fal.FalClientHTTPError) as raised:
+            client.run(APP, arguments=arguments(fal), start_timeout=1.5)
+        assert (raised.value.status_code, raised.value.error_type) == (504, "request_timeout")
+        handle = client.submit(APP, arguments=arguments(fal), start_timeout=1.5)
+        with pytest.raises(fal.FalClientHTTPError) as raised:
+            handle.get()
+        assert raised.value.response_headers["x-fal-request-timeout-type"] == "user"
+    finally:
+        service.supervisorctl("start", "worker")
