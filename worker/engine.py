@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -62,6 +63,8 @@ class _Run:
     samples: list[Sample] = field(default_factory=list)
     pictures: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     failure: JobFailed | WorkerUnfit | None = None
+    finished: queue.SimpleQueue[int | None] = field(default_factory=queue.SimpleQueue)
+    """The index of each picture as it is there; None: there will be no more."""
     cancelled: bool = False
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -78,6 +81,7 @@ class _Run:
         self.failure = self.failure or failure
         self.samples = []
         self.done.set()
+        self.finished.put(None)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -128,6 +132,14 @@ class Engine:
 
         Blocks until they are there. Raises JobFailed; WorkerUnfit when the job is to be done elsewhere.
         """
+        pictures = dict(self.paint_each(painting))
+        return [pictures[index] for index in range(len(painting.seeds))]
+
+    def paint_each(self, painting: Painting) -> Generator[tuple[int, NDArray[np.uint8]]]:
+        """The same, each picture with its index as soon as it is finished.
+
+        Whoever stops taking them ends the painting.
+        """
         run = _Run(painting)
         with self._known(run), self._models.hold(painting.model, run.check) as model:
             run.model = model
@@ -135,10 +147,15 @@ class Engine:
                 run.check()
                 self._waiting.append(run)
                 self._changed.notify_all()
-            run.done.wait()
+            try:
+                while (index := run.finished.get()) is not None:
+                    yield index, run.pictures[index]
+            finally:
+                # The model is held until the engine's thread has let the painting go.
+                run.cancelled = True
+                run.done.wait()
         if run.failure is not None:
             raise run.failure
-        return [run.pictures[index] for index in range(len(painting.seeds))]
 
     def cancel(self, job_id: str) -> None:
         """Let the job leave at the next tick; its `paint` raises Cancelled."""
@@ -276,6 +293,7 @@ class Engine:
                     if picture is None:
                         break
                     run.pictures[index] = picture
+                    run.finished.put(index)
             if len(run.pictures) == len(run.painting.seeds):
                 run.end()
         with self._changed:

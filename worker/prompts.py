@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from storage.job import WeightedPrompt
 
 
 class PromptEncoder:
@@ -29,6 +32,12 @@ class PromptEncoder:
         while len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
         return encoding
+
+    def encode_mean(self, prompts: Sequence[WeightedPrompt]) -> torch.Tensor:
+        """The mean of the texts' encodings by weight, of the same shape. The weights must have one sign."""
+        total = sum(each.weight for each in prompts)
+        parts = [each.weight / total * self.encode(each.text) for each in prompts]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
     def _encode(self, text: str) -> torch.Tensor:
         self.encodes += 1

@@ -12,12 +12,14 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 
+from storage.job import MaskedAreaInit, WeightedPrompt
 from worker.errors import InternalError
 from worker.loading import LoadedModel
 from worker.masks import KEEP, latent_mask
 from worker.schedulers import make_scheduler, plan_timesteps, step_arguments
 
 PIXEL_MAX = 255.0
+FILL_SEED = 2**32  # beyond every seed of a job
 
 Draw = Callable[[torch.Generator], torch.Tensor]
 
@@ -42,6 +44,8 @@ class Painting:
     strength: float
     scheduler: str
     use_karras_sigmas: bool = False
+    weighted_prompts: tuple[WeightedPrompt, ...] = ()
+    masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
     deadline: float | None = None
 
 
@@ -154,9 +158,18 @@ def _prepare(model: LoadedModel, painting: Painting) -> _Shared:
         mask=mask,
         picture_latents=_encode(model, picture) if needs_picture else None,
         masked_latents=_encode(model, masked_picture) if model.sees_mask else None,
-        conditioning=model.prompts.encode(painting.prompt),
-        unconditional=model.prompts.encode(painting.negative_prompt) if guided else None,
+        conditioning=_conditioning(model, painting, 1),
+        unconditional=_conditioning(model, painting, -1) if guided else None,
     )
+
+
+def _conditioning(model: LoadedModel, painting: Painting, sign: int) -> torch.Tensor:
+    """What to paint (1), or what not (-1)."""
+    weighted = [each for each in painting.weighted_prompts if each.weight * sign > 0]
+    if weighted:
+        return model.prompts.encode_mean(weighted)
+    text = painting.prompt if sign > 0 else painting.negative_prompt
+    return model.prompts.encode("" if painting.weighted_prompts else text)
 
 
 def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -> Sample:
@@ -172,7 +185,8 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
         _draw_noise(model, shape, generator)
 
     if painting.strength < 1 and original is not None:
-        latents = scheduler.add_noise(original, noise, timesteps[:1])
+        start = _filled(painting.masked_area_init, original, shared.mask, seed)
+        latents = scheduler.add_noise(start, noise, timesteps[:1])
     else:
         latents = noise * scheduler.init_noise_sigma
     return Sample(
@@ -190,6 +204,21 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
         masked_latents=masked,
         kept_latents=None if model.sees_mask else original,
     )
+
+
+def _filled(fill: MaskedAreaInit, latents: torch.Tensor, mask: torch.Tensor, seed: int) -> torch.Tensor:
+    """The picture's latents with something else under the mask, before noise is added to them.
+
+    Zero is the mean of all latents. The random ones come from a generator of their own, so that the
+    sample's own draws what it always does.
+    """
+    if fill is MaskedAreaInit.ORIGINAL:
+        return latents
+    under = torch.zeros_like(latents)
+    if fill is MaskedAreaInit.RANDOM:
+        own = torch.Generator("cpu").manual_seed(seed ^ FILL_SEED)
+        under = randn_tensor(latents.shape, generator=own, device=latents.device, dtype=latents.dtype)
+    return (1 - mask) * latents + mask * under
 
 
 def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
