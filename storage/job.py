@@ -85,8 +85,8 @@ class InpaintJob:
     store) or `result:IMAGE_ID-K` (picture K of another job). `width` and `height` are those of the
     result; None means the init image's own. Where there are `weighted_prompts`, the model is told the mean of
     them by weight, and `prompt` and `negative_prompt` are for people. `seeds` are those of the first
-    pictures; the others go on from `seed`. While the job runs, `images` are those finished so far. `wire` is what the dialect needs to answer in its own
-    words; nobody else reads it. Times are seconds since the epoch.
+    pictures; the others go on from `seed`. While the job runs, `images` are those finished so far. `wire` is
+    what the dialect needs to answer in its own words; nobody else reads it. Times are seconds since the epoch.
     """
 
     job_id: str

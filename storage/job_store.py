@@ -227,7 +227,7 @@ class JobStore:
         }
 
     def publish(self, job: InpaintJob, images: Sequence[ResultImage]) -> bool:
-        """Note the pictures that a claimed job has so far, and wake those who wait for it. False: the lease was lost."""
+        """Note the pictures that a claimed job has so far, and wake who waits. False: the lease was lost."""
         with redis_outages():
             return bool(self._publish(job.job_id, job.fence, json.dumps([dataclasses.asdict(each) for each in images])))
 

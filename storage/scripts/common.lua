@@ -32,3 +32,10 @@ local function conclude(job_id, ending, now)
   redis.call('ZADD', key('expiry', 'records'), now + ending.record_ttl, job_id)
   redis.call('PUBLISH', key('done'), job_id)
 end
+
+-- An equal submission finds this job no more; the one of another job under the same name stays.
+local function forget_submission(job_id, key_id, name)
+  local stored = key('idempotency', key_id, name)
+  local known = name ~= '' and redis.call('GET', stored)
+  if known and cjson.decode(known).job_id == job_id then redis.call('DEL', stored) end
+end
