@@ -25,7 +25,7 @@ def admitted() -> tuple[dict[str, Any], ApiKey]:
 
     Raises MalformedBody, BodyTooLarge, MissingApiKey, InvalidApiKey, StorageUnavailable.
     """
-    body = read_body(_raw_body(), request.content_type or "")
+    body = read_body(raw_body(), request.content_type or "")
     if request.method == "GET":
         body = fold(request.args) | body
     api_key = parts().doorkeeper.admit(presented_key(body, request.headers))
@@ -33,8 +33,8 @@ def admitted() -> tuple[dict[str, Any], ApiKey]:
     return body, api_key
 
 
-def _raw_body() -> bytes:
-    """Raises werkzeug's RequestEntityTooLarge, which the application says in the dialect's words."""
+def raw_body() -> bytes:
+    """Chunked bodies too. Raises werkzeug's RequestEntityTooLarge, which is said in the dialect's words."""
     if request.content_length is not None:
         return request.get_data()
     data = request.stream.read()
