@@ -1,4 +1,4 @@
-"""What only some jobs ask of a painting: several texts with weights, something else under the mask, pictures one by one."""
+"""What only some jobs ask of a painting: several texts with weights, another fill, pictures one by one."""
 
 from __future__ import annotations
 
