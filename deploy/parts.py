@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.files import write_private
+
 SOURCE_DIR = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 FLOWER_USER = "inpaintd"
@@ -199,8 +201,8 @@ def _configure_redis(settings: LocalSettings) -> None:
         'save ""',
         "maxmemory-policy noeviction",
     ]
-    _write_private(settings.redis_dir / "redis.conf", "\n".join(lines) + "\n")
-    _write_private(settings.redis_url_file, f"redis://:{password}@{LOOPBACK}:{settings.redis_port}/0\n")
+    write_private(settings.redis_dir / "redis.conf", "\n".join(lines) + "\n")
+    write_private(settings.redis_url_file, f"redis://:{password}@{LOOPBACK}:{settings.redis_port}/0\n")
 
 
 def _quoted(path: Path) -> str:
@@ -211,17 +213,8 @@ def _quoted(path: Path) -> str:
 def _secret(path: Path) -> str:
     """The secret in the file; made when the file does not exist."""
     if not path.exists():
-        _write_private(path, secrets.token_urlsafe(PASSWORD_BYTES) + "\n")
+        write_private(path, secrets.token_urlsafe(PASSWORD_BYTES) + "\n")
     return path.read_text().strip()
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Readable by its owner only at every moment of its life."""
-    beside = path.with_name(path.name + ".new")
-    beside.unlink(missing_ok=True)
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    beside.replace(path)
 
 
 def _worker_stop_seconds(environment: Mapping[str, str]) -> str:
