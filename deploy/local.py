@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,11 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from types import FrameType
 
+from deploy.certificates import certificate_files
 from deploy.first_picture import FirstPicture, KeyRefused, call, paint
 from deploy.parts import (
     FLOWER_USER,
+    LOOPBACK,
     SOURCE_DIR,
     LocalSettings,
     Trouble,
@@ -218,7 +221,14 @@ def _missing(settings: LocalSettings, watch: Watch) -> list[str]:
             call(settings.flower_url)
         except OSError:
             missing = ["flower"]
+    if not missing and not _listens(settings.grpc_port):
+        missing = ["grpc"]
     return missing + [name for name in watch.not_running() if name not in missing]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 def _watch_for_ever(supervision: Supervision, display: Display) -> None:
@@ -263,6 +273,8 @@ def _summary(settings: LocalSettings, picture: FirstPicture | None) -> str:
     rows = {
         "API": settings.api_url,
         "API docs": f"{settings.api_url}/docs",
+        "gRPC": f"{LOOPBACK}:{settings.grpc_port}",
+        **_grpc_tls_rows(settings),
         "API key": f"{key}  (in {settings.key_file})",
         "Flower": f"{settings.flower_url}  (user {FLOWER_USER}, password in {settings.flower_password_file})",
         "Logs": str(settings.log_dir),
@@ -272,6 +284,13 @@ def _summary(settings: LocalSettings, picture: FirstPicture | None) -> str:
         first = {"Result": f"{picture.url}  ({picture.seconds:.1f} s)", "Saved as": str(picture.file)}
         rows = first | rows
     return "\n" + "\n".join(f"  {name:<9} {value}" for name, value in rows.items()) + "\n"
+
+
+def _grpc_tls_rows(settings: LocalSettings) -> dict[str, str]:
+    if settings.grpc_tls_port is None:
+        return {}
+    ca = certificate_files(settings.state_dir).ca
+    return {"gRPC TLS": f"{LOOPBACK}:{settings.grpc_tls_port}  (its CA: {ca})"}
 
 
 def _raise_stopped(_signal: int, _frame: FrameType | None) -> None:
@@ -286,7 +305,9 @@ def _forget_further_signals() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="deploy")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up").add_argument("--detach", action="store_true", help="return once ready")
+    starting = commands.add_parser("up")
+    starting.add_argument("--detach", action="store_true", help="return once ready")
+    starting.add_argument("--tls", action="store_true", help="serve the API over TLS, too")
     commands.add_parser("down")
     commands.add_parser("running", help="exit status 0 where a supervisor answers")
     asked = parser.parse_args()
@@ -295,7 +316,7 @@ def main() -> int:
         if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
             signal.signal(each, _raise_stopped)
     try:
-        settings = read_settings(os.environ)
+        settings = read_settings(os.environ, tls=asked.command == "up" and asked.tls)
         if asked.command == "running":
             return _running(settings)
         if asked.command == "up":

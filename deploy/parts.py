@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.certificates import make_certificates
 from deploy.files import write_private
 
 SOURCE_DIR = Path(__file__).resolve().parent.parent
@@ -40,6 +41,8 @@ class LocalSettings:
     api_port: int
     flower_port: int
     redis_port: int
+    grpc_port: int
+    grpc_tls_port: int | None
     redis_url: str | None
     ready_timeout_seconds: float
 
@@ -80,8 +83,8 @@ class LocalSettings:
         return self.redis_url is None
 
 
-def read_settings(environment: Mapping[str, str]) -> LocalSettings:
-    """Raise Trouble that names the variable at fault."""
+def read_settings(environment: Mapping[str, str], *, tls: bool = False) -> LocalSettings:
+    """`tls`: the API is served over TLS too. Raise Trouble that names the variable at fault."""
     url_file = environment.get("REDIS_URL_FILE")
     try:
         redis_url = environment.get("REDIS_URL") or (Path(url_file).read_text().strip() if url_file else None)
@@ -92,6 +95,8 @@ def read_settings(environment: Mapping[str, str]) -> LocalSettings:
         api_port=_port(environment, "API_PORT", 8080),
         flower_port=_port(environment, "FLOWER_PORT", 5555),
         redis_port=_port(environment, "REDIS_PORT", 16379),
+        grpc_port=_port(environment, "GRPC_PORT", 50051),
+        grpc_tls_port=_port(environment, "GRPC_TLS_PORT", 50443) if tls else None,
         redis_url=redis_url or None,
         ready_timeout_seconds=_seconds(environment, "READY_TIMEOUT_SECONDS", 300.0),
     )
@@ -99,7 +104,9 @@ def read_settings(environment: Mapping[str, str]) -> LocalSettings:
 
 def check_ports(settings: LocalSettings) -> None:
     """Raise Trouble that names the port which somebody else has, and the variable that chooses another."""
-    wanted = {"API_PORT": settings.api_port, "FLOWER_PORT": settings.flower_port}
+    wanted = {"API_PORT": settings.api_port, "FLOWER_PORT": settings.flower_port, "GRPC_PORT": settings.grpc_port}
+    if settings.grpc_tls_port is not None:
+        wanted["GRPC_TLS_PORT"] = settings.grpc_tls_port
     if settings.redis_is_embedded:
         wanted["REDIS_PORT"] = settings.redis_port
     if len(set(wanted.values())) < len(wanted):
@@ -132,6 +139,8 @@ def prepare(settings: LocalSettings, environment: Mapping[str, str]) -> dict[str
         "STATE_DIR": str(settings.state_dir),
         "API_PORT": str(settings.api_port),
         "FLOWER_PORT": str(settings.flower_port),
+        "GRPC_PORT": str(settings.grpc_port),
+        **_grpc_tls_environment(settings),
         "FLOWER_USER": FLOWER_USER,
         "FLOWER_PASSWORD_FILE": str(settings.flower_password_file),
         "REDIS_EMBEDDED": str(settings.redis_is_embedded).lower(),
@@ -215,6 +224,17 @@ def _secret(path: Path) -> str:
     if not path.exists():
         write_private(path, secrets.token_urlsafe(PASSWORD_BYTES) + "\n")
     return path.read_text().strip()
+
+
+def _grpc_tls_environment(settings: LocalSettings) -> dict[str, str]:
+    if settings.grpc_tls_port is None:
+        return {}
+    files = make_certificates(settings.state_dir)
+    return {
+        "GRPC_TLS_PORT": str(settings.grpc_tls_port),
+        "GRPC_CERTIFICATE_FILE": str(files.certificate),
+        "GRPC_PRIVATE_KEY_FILE": str(files.key),
+    }
 
 
 def _worker_stop_seconds(environment: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import free_port
+from tests.servers import free_port, free_port_of_tls
 
 SOURCE_DIR = Path(__file__).parent.parent
 START_TIMEOUT_SECONDS = 180
@@ -26,10 +26,17 @@ class Service:
 
     url: str
     flower_url: str
+    grpc_host: str
+    grpc_tls_host: str
     key: str
     admin_key: str
     state_dir: Path
     env: Mapping[str, str]
+
+    @property
+    def ca_file(self) -> Path:
+        """Of an installation with TLS."""
+        return self.state_dir / "ca.pem"
 
     @property
     def redis_url(self) -> str:
@@ -68,16 +75,18 @@ def local_environment(state_dir: Path, **settings: str) -> dict[str, str]:
         "API_PORT": str(free_port()),
         "FLOWER_PORT": str(free_port()),
         "REDIS_PORT": str(free_port()),
+        "GRPC_PORT": str(free_port()),
+        "GRPC_TLS_PORT": str(free_port_of_tls()),
         "READY_TIMEOUT_SECONDS": "120",
         **settings,
     }
 
 
 @contextmanager
-def running_service(state_dir: Path, **settings: str) -> Iterator[Service]:
+def running_service(state_dir: Path, *, tls: bool = False, **settings: str) -> Iterator[Service]:
     """Start everything, `settings` being environment variables; stop everything at the end."""
     env = local_environment(state_dir, **settings)
-    _deploy("up", "--detach", env=env)
+    _deploy("up", "--detach", *(["--tls"] if tls else []), env=env)
     try:
         _inpaintd(
             {**env, "REDIS_URL_FILE": str(state_dir / "redis-url")},
@@ -86,6 +95,8 @@ def running_service(state_dir: Path, **settings: str) -> Iterator[Service]:
         yield Service(
             url=f"http://127.0.0.1:{env['API_PORT']}",
             flower_url=f"http://127.0.0.1:{env['FLOWER_PORT']}",
+            grpc_host=f"127.0.0.1:{env['GRPC_PORT']}",
+            grpc_tls_host=f"127.0.0.1:{env['GRPC_TLS_PORT']}",
             key=(state_dir / "api-key").read_text().strip(),
             admin_key=(state_dir / "admin-key").read_text().strip(),
             state_dir=state_dir,
@@ -97,9 +108,9 @@ def running_service(state_dir: Path, **settings: str) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One installation for all tests that leave it as they found it; 127.0.0.0/8 may be called."""
+    """One installation for all tests that leave it as they found it, over TLS too; 127.0.0.0/8 may be called."""
     state_dir = tmp_path_factory.mktemp("service")
-    with running_service(state_dir, ALLOWED_PRIVATE_NETWORKS="127.0.0.0/8") as started:
+    with running_service(state_dir, tls=True, ALLOWED_PRIVATE_NETWORKS="127.0.0.0/8") as started:
         yield started
 
 
