@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import subprocess
@@ -13,18 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from tests.clients_of_others import python_package
 from tests.service import Service, service
+from tests.stability_scene import SIDE, assert_red_in_the_black_part_only, encoded, mask, picture, pixels
 
 __all__ = ["service"]
 
 SDK = "stability-sdk==0.8.6"
 DRIVER = Path(__file__).parents[1] / "drivers" / "stability_python.py"
-SIDE = 128
-HOLE = (24, 24, 103, 103)
 RED = {"prompt": "a red circle on a white background", "width": SIDE, "height": SIDE}
 CALL_SECONDS = 60
 
@@ -32,33 +28,6 @@ CALL_SECONDS = 60
 @pytest.fixture(scope="module")
 def sdk() -> Path:
     return python_package(SDK)
-
-
-def picture() -> Image.Image:
-    drawn = Image.new("RGB", (SIDE, SIDE), "white")
-    for x in range(0, SIDE, 8):
-        ImageDraw.Draw(drawn).line((x, 0, x, SIDE), fill=(60, 90, 2 * x))
-    ImageDraw.Draw(drawn).rectangle(HOLE, fill="white")
-    return drawn
-
-
-def mask() -> Image.Image:
-    """Black is repainted, white stays."""
-    drawn = Image.new("L", (SIDE, SIDE), 255)
-    ImageDraw.Draw(drawn).rectangle(HOLE, fill=0)
-    return drawn
-
-
-def encoded(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def pixels(png: str) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB"))
 
 
 def environment(sdk: Path, **more: str) -> dict[str, str]:
@@ -85,14 +54,6 @@ def generated(sdk: Path, host: str, key: str, env: dict[str, str] | None = None,
     told = drive(sdk, "generate", host, key, env=env, **asked)
     assert "returned" in told, told
     return told["returned"]
-
-
-def assert_red_in_the_black_part_only(result: NDArray[np.uint8]) -> None:
-    before, black = np.asarray(picture()), np.asarray(mask()) == 0
-    assert result.shape == before.shape
-    assert np.array_equal(result[~black], before[~black])
-    red, green, blue = (result[..., channel].astype(int)[black] for channel in range(3))
-    assert ((red > 150) & (green < 100) & (blue < 100)).mean() > 0.1, "red was asked for"
 
 
 def test_what_is_black_in_the_mask_is_repainted_and_what_is_white_stays(sdk: Path, service: Service) -> None:
