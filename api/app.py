@@ -41,6 +41,7 @@ from storage.logs import configure_logging
 from storage.model_catalog import load_catalog
 from storage.outbound import OutboundDoor
 from storage.settings import StorageSettings
+from storage.watchers import Watchers
 
 OUT_OF_SERVICE_RETRY_SECONDS = 5
 MILLISECONDS = 1000
@@ -94,6 +95,7 @@ def make_parts(
         doorkeeper=Doorkeeper(KeyStore(client), cache_seconds=settings.auth_cache_seconds),
         arrivals=Arrivals(client, job_store, max_waiting=settings.max_waiting_clients),
         deliveries=DeliveryLog(client),
+        watchers=Watchers(client),
         clock=clock,
     )
 

@@ -19,6 +19,7 @@ from storage.job_store import JobStore
 from storage.model_catalog import ModelCatalog
 from storage.outbound import OutboundDoor
 from storage.settings import StorageSettings
+from storage.watchers import Watchers
 
 EXTENSION = "inpaintd"
 
@@ -36,6 +37,7 @@ class Parts:
     doorkeeper: Doorkeeper
     arrivals: Arrivals
     deliveries: DeliveryLog
+    watchers: Watchers
     clock: Callable[[], float]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import redis
 import structlog
@@ -18,6 +20,10 @@ RECONNECT_SECONDS = 0.5
 LOOK_AGAIN_SECONDS = 3.0
 
 log = structlog.get_logger(__name__)
+
+
+class NoPlace(Exception):
+    """As many clients wait already as this process can hold."""
 
 
 class Arrivals:
@@ -64,6 +70,42 @@ class Arrivals:
             return self._until_over(job, woken, time.monotonic() + seconds)
         finally:
             self._unregister(job.job_id, woken)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places of those who wait, for as long as the block runs. Raises NoPlace."""
+        if not (self._places and self._places.acquire(blocking=False)):
+            raise NoPlace
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def follow(self, job: InpaintJob, *, every_seconds: Callable[[], float]) -> Iterator[InpaintJob]:
+        """The job now, whenever it may have changed, and after so many seconds; the last time when it is over.
+
+        Needs a place, held by the caller. While Redis is out of service: the job as it was last seen. Ends
+        early when this process does.
+        """
+        woken = threading.Event()
+        self._register(job.job_id, woken)
+        try:
+            while not self.closed:
+                woken.clear()
+                try:
+                    job = self._jobs.get(job.job_id) or job
+                except StorageUnavailable:
+                    self._closed.wait(RECONNECT_SECONDS)
+                yield job
+                if job.status.is_final:
+                    return
+                woken.wait(every_seconds())
+        finally:
+            self._unregister(job.job_id, woken)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
 
     def close(self) -> None:
         """Ends the listener; those who wait look once more and are answered."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from deploy.certificates import certificate_files
 from deploy.first_picture import FirstPicture, KeyRefused, call, paint
 from deploy.parts import (
     FLOWER_USER,
+    LOOPBACK,
     SOURCE_DIR,
     LocalSettings,
     Trouble,
@@ -238,7 +240,14 @@ def _missing(settings: LocalSettings, watch: Watch) -> list[str]:
             call(settings.flower_url)
         except OSError:
             missing = ["flower"]
+    if not missing and not _listens(settings.grpc_port):
+        missing = ["grpc"]
     return missing + [name for name in watch.not_running() if name not in missing]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 def _watch_for_ever(supervision: Supervision, display: Display) -> None:
@@ -285,6 +294,8 @@ def _summary(settings: LocalSettings, picture: FirstPicture | None) -> str:
         "API": settings.api_url,
         **_tls_rows(settings),
         "API docs": f"{settings.api_url}/docs",
+        "gRPC": f"{LOOPBACK}:{settings.grpc_port}",
+        **_grpc_tls_rows(settings),
         "API key": f"{key}  (in {settings.key_file})",
         "Flower": f"{settings.flower_url}  (user {FLOWER_USER}, password in {settings.flower_password_file})",
         "Logs": str(settings.log_dir),
@@ -300,6 +311,13 @@ def _tls_rows(settings: LocalSettings) -> dict[str, str]:
     if settings.tls_url is None:
         return {}
     return {"TLS": f"{settings.tls_url}  (its CA: {certificate_files(settings.state_dir).ca})"}
+
+
+def _grpc_tls_rows(settings: LocalSettings) -> dict[str, str]:
+    if settings.grpc_tls_port is None:
+        return {}
+    ca = certificate_files(settings.state_dir).ca
+    return {"gRPC TLS": f"{LOOPBACK}:{settings.grpc_tls_port}  (its CA: {ca})"}
 
 
 def _forget_further_signals() -> None:

@@ -42,6 +42,8 @@ class LocalSettings:
     tls_port: int | None
     flower_port: int
     redis_port: int
+    grpc_port: int
+    grpc_tls_port: int | None
     redis_url: str | None
     ready_timeout_seconds: float
 
@@ -99,6 +101,8 @@ def read_settings(environment: Mapping[str, str], *, tls: bool = False) -> Local
         tls_port=_port(environment, "API_TLS_PORT", 8443) if tls else None,
         flower_port=_port(environment, "FLOWER_PORT", 5555),
         redis_port=_port(environment, "REDIS_PORT", 16379),
+        grpc_port=_port(environment, "GRPC_PORT", 50051),
+        grpc_tls_port=_port(environment, "GRPC_TLS_PORT", 50443) if tls else None,
         redis_url=redis_url or None,
         ready_timeout_seconds=_seconds(environment, "READY_TIMEOUT_SECONDS", 300.0),
     )
@@ -106,9 +110,11 @@ def read_settings(environment: Mapping[str, str], *, tls: bool = False) -> Local
 
 def check_ports(settings: LocalSettings) -> None:
     """Raise Trouble that names the port which somebody else has, and the variable that chooses another."""
-    wanted = {"API_PORT": settings.api_port, "FLOWER_PORT": settings.flower_port}
+    wanted = {"API_PORT": settings.api_port, "FLOWER_PORT": settings.flower_port, "GRPC_PORT": settings.grpc_port}
     if settings.tls_port is not None:
         wanted["API_TLS_PORT"] = settings.tls_port
+    if settings.grpc_tls_port is not None:
+        wanted["GRPC_TLS_PORT"] = settings.grpc_tls_port
     if settings.redis_is_embedded:
         wanted["REDIS_PORT"] = settings.redis_port
     if len(set(wanted.values())) < len(wanted):
@@ -143,6 +149,8 @@ def prepare(settings: LocalSettings, environment: Mapping[str, str]) -> dict[str
         "API_PORT": str(settings.api_port),
         "OWN_PORTS": _own_ports(settings, environment),
         "FLOWER_PORT": str(settings.flower_port),
+        "GRPC_PORT": str(settings.grpc_port),
+        **_grpc_tls_environment(settings),
         "FLOWER_USER": FLOWER_USER,
         "FLOWER_PASSWORD_FILE": str(settings.flower_password_file),
         "REDIS_EMBEDDED": str(settings.redis_is_embedded).lower(),
@@ -244,6 +252,17 @@ def _tls_environment(settings: LocalSettings) -> dict[str, str]:
         "API_TLS_PORT": str(settings.tls_port or 0),
         "API_TLS_CERTIFICATE": str(files.certificate),
         "API_TLS_KEY": str(files.key),
+    }
+
+
+def _grpc_tls_environment(settings: LocalSettings) -> dict[str, str]:
+    if settings.grpc_tls_port is None:
+        return {}
+    files = make_certificates(settings.state_dir)
+    return {
+        "GRPC_TLS_PORT": str(settings.grpc_tls_port),
+        "GRPC_CERTIFICATE_FILE": str(files.certificate),
+        "GRPC_PRIVATE_KEY_FILE": str(files.key),
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from api.dialects.stability.settings import GrpcSettings
 from api.dispatcher import DispatcherSettings
 from api.settings import ApiSettings
 from api.webhooks import WebhookSettings
@@ -53,6 +54,7 @@ AWS = (
 CLASSES: tuple[tuple[str, type[EnvironmentSettings]], ...] = (
     ("Storage: read by every part", StorageSettings),
     ("API", ApiSettings),
+    ("gRPC", GrpcSettings),
     ("Webhooks", WebhookSettings),
     ("Dispatcher", DispatcherSettings),
     ("Worker", WorkerSettings),

@@ -32,6 +32,14 @@ class MaskPaints(StrEnum):
     BLACK = "black"
 
 
+class MaskedAreaInit(StrEnum):
+    """What lies under the mask before noise is added to it; of no matter where `strength` is 1."""
+
+    ORIGINAL = "original"
+    ZERO = "zero"
+    RANDOM = "random"
+
+
 class Priority(IntEnum):
     LOW = 0
     NORMAL = 1
@@ -52,6 +60,14 @@ class Failure:
     detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class WeightedPrompt:
+    """One text of several. Below 0: what not to paint."""
+
+    text: str
+    weight: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResultImage:
     """One picture of a job as it lies in the image store; `seed` makes it again alone."""
@@ -69,9 +85,11 @@ class InpaintJob:
 
     `init_image` and `mask_image` are references: an http(s) URL, `object:KEY` (an object of the image
     store) or `result:IMAGE_ID-K` (picture K of another job). `width` and `height` are those of the
-    result; None means the init image's own. `start_by`: a job that nobody has claimed by
-    then fails. `wire` is what the dialect needs to answer in its own
-    words; nobody else reads it. Times are seconds since the epoch.
+    result; None means the init image's own. Where there are `weighted_prompts`, the model is told the mean of
+    them by weight, and `prompt` and `negative_prompt` are for people. `seeds` are those of the first
+    pictures; the others go on from `seed`. A job that nobody has claimed by `start_by` fails. While the job
+    runs, `images` are those finished so far. `wire` is what the dialect needs to answer in its own words; nobody
+    else reads it. Times are seconds since the epoch.
     """
 
     job_id: str
@@ -99,6 +117,9 @@ class InpaintJob:
     track_id: str | None = None
     temporary: bool = False
     start_by: float | None = None
+    weighted_prompts: tuple[WeightedPrompt, ...] = ()
+    seeds: tuple[int, ...] = ()
+    masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
     wire: Mapping[str, Any] = field(default_factory=dict)
     submitted_at: float
 
@@ -134,7 +155,7 @@ class InpaintJob:
     def returned(self) -> InpaintJob:
         """Back to the waiting index after a claim that ended without an outcome (a crash)."""
         self._expect(JobStatus.PROCESSING)
-        return self._evolve(status=JobStatus.QUEUED, started_at=None, step=0, num_steps=0)
+        return self._evolve(status=JobStatus.QUEUED, images=(), started_at=None, step=0, num_steps=0)
 
     def given_back(self) -> InpaintJob:
         """Back to the waiting index by a worker that stops in good order: not the job's fault."""
@@ -163,16 +184,16 @@ class InpaintJob:
 
     def failed(self, failure: Failure, *, at: float) -> InpaintJob:
         self._expect(JobStatus.QUEUED, JobStatus.PROCESSING)
-        return self._evolve(status=JobStatus.FAILED, failure=failure, finished_at=at)
+        return self._evolve(status=JobStatus.FAILED, images=(), failure=failure, finished_at=at)
 
     def cancelled(self, *, at: float) -> InpaintJob:
         self._expect(JobStatus.QUEUED, JobStatus.PROCESSING)
         failure = Failure(code="cancelled", message="The job was cancelled.")
-        return self._evolve(status=JobStatus.CANCELLED, failure=failure, finished_at=at)
+        return self._evolve(status=JobStatus.CANCELLED, images=(), failure=failure, finished_at=at)
 
     def seed_of(self, index: int) -> int:
         """The seed of picture `index`: it makes that picture again as a job of its own."""
-        return (self.seed + index) % (MAX_SEED + 1)
+        return self.seeds[index] if index < len(self.seeds) else (self.seed + index) % (MAX_SEED + 1)
 
     def log_context(self) -> dict[str, Any]:
         """What may stand in a log line about this job: no key, no picture, no link."""
@@ -197,6 +218,10 @@ class InpaintJob:
         values["mask_paints"] = MaskPaints(values["mask_paints"])
         values["priority"] = Priority(values["priority"])
         values["step_marks"] = tuple((int(step), float(at)) for step, at in values.get("step_marks", ()))
+        # Records of before these existed have none of them.
+        values["weighted_prompts"] = tuple(WeightedPrompt(**each) for each in values.get("weighted_prompts", ()))
+        values["seeds"] = tuple(values.get("seeds", ()))
+        values["masked_area_init"] = MaskedAreaInit(values.get("masked_area_init", MaskedAreaInit.ORIGINAL))
         values["images"] = tuple(ResultImage(**image) for image in values["images"])
         if values["failure"] is not None:
             values["failure"] = Failure(**values["failure"])

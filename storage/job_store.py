@@ -14,7 +14,7 @@ from typing import Any, Literal
 import redis
 
 from storage.errors import StorageUnavailable
-from storage.job import OBJECT_REFERENCE, Failure, InpaintJob, JobStatus, Priority
+from storage.job import OBJECT_REFERENCE, Failure, InpaintJob, JobStatus, Priority, ResultImage
 from storage.redis_client import PREFIX, Scripts, open_redis, redis_outages
 from storage.settings import DAY_SECONDS, StorageSettings
 
@@ -104,6 +104,7 @@ class JobStore:
         self._position = scripts.load("position")
         self._look = scripts.load("look")
         self._take_due = scripts.load("take_due")
+        self._publish = scripts.load("publish")
 
     # -- the API's side ---------------------------------------------------------------------------
 
@@ -259,6 +260,11 @@ class JobStore:
             beat.job_id: Pulse(alive=answer != "lost", cancelled=answer == "cancel")
             for beat, answer in zip(beats, answers, strict=True)
         }
+
+    def publish(self, job: InpaintJob, images: Sequence[ResultImage]) -> bool:
+        """Note the pictures that a claimed job has so far, and wake who waits. False: the lease was lost."""
+        with redis_outages():
+            return bool(self._publish(job.job_id, job.fence, json.dumps([dataclasses.asdict(each) for each in images])))
 
     def finish(self, job: InpaintJob) -> bool:
         """End a claim: `job` is the claimed job after its last verb (an outcome, or back to the queue).
@@ -486,4 +492,5 @@ def _load(fields: Mapping[str, str]) -> InpaintJob | None:
         record["started_at"] = float(fields["started_at"])
         record["step"] = int(fields.get("step", 0))
         record["num_steps"] = int(fields.get("num_steps", 0))
+        record["images"] = json.loads(fields.get("images", "[]"))
     return InpaintJob.from_record(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ class FakeEngine:
 
     "seconds N": takes that long, in steps; "stall": shows no life any more; "out of memory", "unfit" and
     "crash" end as they say. The seed goes into the upper left pixel. `journal`: where each painting that
-    begins and ends is noted, for tests that look in from another process.
+    begins and ends is noted, for tests that look in from another process. "apart N": each picture comes N
+    seconds after the one before.
     """
 
     def __init__(self, journal: Path | None = None, *, warm_up_seconds: float = 0.0) -> None:
@@ -58,6 +60,9 @@ class FakeEngine:
         return frozenset({"doodle"})
 
     def paint(self, painting: Painting) -> list[NDArray[np.uint8]]:
+        return [picture for _, picture in self.paint_each(painting)]
+
+    def paint_each(self, painting: Painting) -> Generator[tuple[int, NDArray[np.uint8]]]:
         self._note("begin", painting)
         with self._lock:
             self.paintings.append(painting)
@@ -69,7 +74,9 @@ class FakeEngine:
                 del self._progress[painting.job_id]
                 self._cancelled.discard(painting.job_id)
         self._note("end", painting)
-        return [self._picture(painting, seed) for seed in painting.seeds]
+        for index, seed in enumerate(painting.seeds):
+            yield index, self._picture(painting, seed)
+            time.sleep(float(painting.prompt.split()[1]) if painting.prompt.startswith("apart ") else 0.0)
 
     def _take_time(self, painting: Painting) -> None:
         if painting.job_id == "warm-up":

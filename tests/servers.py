@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +21,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def free_port_of_tls() -> int:
+    """One that ends in 443: some clients know TLS by that."""
+    for thousands in random.sample(range(2, 65), 63):
+        port = thousands * 1000 + 443
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                continue
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise AssertionError("every port that ends in 443 is taken")
 
 
 def needs(what: str, package: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import free_port
+from tests.servers import free_port, free_port_of_tls
 
 SOURCE_DIR = Path(__file__).parent.parent
 START_TIMEOUT_SECONDS = 180
@@ -27,19 +27,21 @@ class Service:
     url: str
     tls_url: str
     flower_url: str
+    grpc_host: str
+    grpc_tls_host: str
     key: str
     admin_key: str
     state_dir: Path
     env: Mapping[str, str]
 
     @property
-    def redis_url(self) -> str:
-        return (self.state_dir / "redis-url").read_text().strip()
-
-    @property
     def ca_file(self) -> Path:
         """Of an installation with TLS."""
         return self.state_dir / "ca.pem"
+
+    @property
+    def redis_url(self) -> str:
+        return (self.state_dir / "redis-url").read_text().strip()
 
     @property
     def flower_password(self) -> str:
@@ -75,6 +77,8 @@ def local_environment(state_dir: Path, **settings: str) -> dict[str, str]:
         "API_TLS_PORT": str(free_port()),
         "FLOWER_PORT": str(free_port()),
         "REDIS_PORT": str(free_port()),
+        "GRPC_PORT": str(free_port()),
+        "GRPC_TLS_PORT": str(free_port_of_tls()),
         "READY_TIMEOUT_SECONDS": "120",
         **settings,
     }
@@ -94,6 +98,8 @@ def running_service(state_dir: Path, *, tls: bool = False, **settings: str) -> I
             url=f"http://127.0.0.1:{env['API_PORT']}",
             tls_url=f"https://127.0.0.1:{env['API_TLS_PORT']}",
             flower_url=f"http://127.0.0.1:{env['FLOWER_PORT']}",
+            grpc_host=f"127.0.0.1:{env['GRPC_PORT']}",
+            grpc_tls_host=f"127.0.0.1:{env['GRPC_TLS_PORT']}",
             key=(state_dir / "api-key").read_text().strip(),
             admin_key=(state_dir / "admin-key").read_text().strip(),
             state_dir=state_dir,

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +106,14 @@ class Engine:
 
         Blocks until they are there. Raises JobFailed; WorkerUnfit when the job is to be done elsewhere.
         """
+        pictures = dict(self.paint_each(painting))
+        return [pictures[index] for index in range(len(painting.seeds))]
+
+    def paint_each(self, painting: Painting) -> Generator[tuple[int, NDArray[np.uint8]]]:
+        """The same, each picture with its index as soon as it is finished.
+
+        Whoever stops taking them ends the painting.
+        """
         run = Run(painting)
         with self._known(run), self._models.hold(painting.model, run.check) as model:
             run.model = model
@@ -115,10 +123,15 @@ class Engine:
                 run.check()
                 self._waiting.append(run)
                 self._changed.notify_all()
-            run.done.wait()
+            try:
+                while (index := run.finished.get()) is not None:
+                    yield index, run.pictures[index]
+            finally:
+                # The model is held until the engine's thread has let the painting go.
+                run.cancelled = True
+                run.done.wait()
         if run.failure is not None:
             raise run.failure
-        return [run.pictures[index] for index in range(len(painting.seeds))]
 
     def cancel(self, job_id: str) -> None:
         """Let the job leave at the next tick; its `paint` raises Cancelled."""
@@ -294,6 +307,7 @@ class Engine:
                     if picture is None:
                         break
                     run.pictures[index] = picture
+                    run.finished.put(index)
             if len(run.pictures) == len(run.painting.seeds):
                 run.end()
         with self._changed:

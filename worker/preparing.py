@@ -13,11 +13,14 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 
+from storage.job import MaskedAreaInit
 from worker.loading import LoadedModel
 from worker.masks import KEEP, latent_mask, latent_strength
 from worker.prompts import Conditioning
 from worker.sample import PIXEL_MAX, Painting, Sample
 from worker.schedulers import step_arguments
+
+FILL_SEED = 2**32  # beyond every seed of a job
 
 Draw = Callable[[torch.Generator | None], torch.Tensor]
 
@@ -85,7 +88,7 @@ class _Shared:
 def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
     needs_picture = painting.strength < 1 or not model.sees_mask or canvas.strength is not None
     guided = painting.guidance_scale > 1
-    conditioning = model.prompts.encode(painting.prompt)
+    conditioning = _conditioning(model, painting)
     on_device = functools.partial(torch.Tensor.to, device=model.device, dtype=model.dtype)
     return _Shared(
         mask=on_device(canvas.mask),
@@ -94,8 +97,25 @@ def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
         picture_latents=_encode(model, canvas.picture, canvas.picture_key) if needs_picture else None,
         masked_latents=_encode(model, canvas.masked_picture, canvas.masked_key) if model.sees_mask else None,
         conditioning=conditioning,
-        unconditional=model.prompts.encode_negative(painting.negative_prompt, conditioning) if guided else None,
+        unconditional=_unconditional(model, painting, conditioning) if guided else None,
     )
+
+
+def _conditioning(model: LoadedModel, painting: Painting) -> Conditioning:
+    """What to paint."""
+    if not painting.weighted_prompts:
+        return model.prompts.encode(painting.prompt)
+    wanted = [each for each in painting.weighted_prompts if each.weight > 0]
+    return model.prompts.encode_mean(wanted) if wanted else model.prompts.encode("")
+
+
+def _unconditional(model: LoadedModel, painting: Painting, conditioning: Conditioning) -> Conditioning:
+    """What not to paint."""
+    unwanted = [each for each in painting.weighted_prompts if each.weight < 0]
+    if unwanted:
+        return model.prompts.encode_mean(unwanted)
+    text = "" if painting.weighted_prompts else painting.negative_prompt
+    return model.prompts.encode_negative(text, conditioning)
 
 
 def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -> Sample:
@@ -115,7 +135,8 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
         _draw_noise(model, shape, generator)
 
     if begins_from_picture and original is not None:
-        latents = scheduler.add_noise(original, noise, timesteps[:1])
+        start = _filled(painting.masked_area_init, original, shared.mask, seed)
+        latents = scheduler.add_noise(start, noise, timesteps[:1])
     else:
         latents = noise * scheduler.init_noise_sigma
     sample = Sample(
@@ -138,6 +159,21 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
     if shared.strength is not None:
         sample.hold_back()
     return sample
+
+
+def _filled(fill: MaskedAreaInit, latents: torch.Tensor, mask: torch.Tensor, seed: int) -> torch.Tensor:
+    """The picture's latents with something else under the mask, before noise is added to them.
+
+    Zero is the mean of all latents. The random ones come from a generator of their own, so that the
+    sample's own draws what it always does.
+    """
+    if fill is MaskedAreaInit.ORIGINAL:
+        return latents
+    under = torch.zeros_like(latents)
+    if fill is MaskedAreaInit.RANDOM:
+        own = torch.Generator("cpu").manual_seed(seed ^ FILL_SEED)
+        under = randn_tensor(latents.shape, generator=own, device=latents.device, dtype=latents.dtype)
+    return (1 - mask) * latents + mask * under
 
 
 def _encode(model: LoadedModel, picture: torch.Tensor, key: bytes) -> Draw:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from storage.job import WeightedPrompt
+
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
@@ -61,6 +63,16 @@ class PromptEncoder:
         while len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
         return encoding
+
+    def encode_mean(self, prompts: Sequence[WeightedPrompt]) -> Conditioning:
+        """The mean of the texts' encodings by weight, of the same shape. The weights must have one sign."""
+        total = sum(each.weight for each in prompts)
+        parts = [(each.weight / total, self.encode(each.text)) for each in prompts]
+        if len(parts) == 1:
+            return parts[0][1]
+        hidden = torch.stack([share * part.hidden for share, part in parts]).sum(dim=0)
+        pooled = [share * part.pooled for share, part in parts if part.pooled is not None]
+        return Conditioning(hidden, torch.stack(pooled).sum(dim=0) if pooled else None)
 
     def encode_negative(self, text: str, like: Conditioning) -> Conditioning:
         """The same for a negative prompt; `like` is that of the prompt."""

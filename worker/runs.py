@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ class Run:
     preview: Future[NDArray[np.uint8] | None] | None = None
     """Somebody waits for it; filled at the next step."""
     failure: JobFailed | WorkerUnfit | None = None
+    finished: SimpleQueue[int | None] = field(default_factory=SimpleQueue)
+    """The index of each picture as it is there; None: there will be no more."""
     cancelled: bool = False
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -51,6 +54,7 @@ class Run:
         self.samples = []
         # In this order: whoever asks for a preview after this sees that it is over.
         self.done.set()
+        self.finished.put(None)
         self.show(None)
 
     def show(self, preview: NDArray[np.uint8] | None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from storage.job import MaskedAreaInit, WeightedPrompt
 from storage.schedulers import num_evaluations
 from worker.errors import InternalError
 from worker.loading import LoadedModel
@@ -40,6 +41,8 @@ class Painting:
     scheduler: str
     use_karras_sigmas: bool = False
     algorithm_type: str | None = None
+    weighted_prompts: tuple[WeightedPrompt, ...] = ()
+    masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
     deadline: float | None = None
 
     @property

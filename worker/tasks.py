@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -43,6 +44,8 @@ class Painter(Watched, Protocol):
     """The engine as a ticket's thread sees it."""
 
     def paint(self, painting: Painting) -> Sequence[NDArray[np.uint8]]: ...
+
+    def paint_each(self, painting: Painting) -> Generator[tuple[int, NDArray[np.uint8]]]: ...
 
 
 class LeaseLost(Exception):
@@ -165,19 +168,24 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
     if is_empty(inputs.mask):
         notes["mask_empty"] = True
     if is_empty(inputs.mask) or not job.num_inference_steps:
-        pictures = [inputs.picture] * job.num_images
+        pictures = (inputs.picture for _ in range(job.num_images))
     else:
         evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
         pictures = _repainted(workshop, claim, inputs, worked_size)
-    images = tuple(_store(workshop, claim, index, picture) for index, picture in enumerate(pictures))
+    images: list[ResultImage] = []
+    with closing(pictures):
+        for picture in pictures:
+            images.append(_store(workshop, claim, len(images), picture))
+            if len(images) < job.num_images:
+                _publish(workshop, claim, images)
     notes |= {"unet_evaluations": evaluations * job.num_images, "seconds": round(claim.seconds, 3)}
-    return job.succeeded(images, at=claim.now, num_steps=evaluations, notes=notes)
+    return job.succeeded(tuple(images), at=claim.now, num_steps=evaluations, notes=notes)
 
 
 def _repainted(
     workshop: Workshop, claim: Claim, inputs: Inputs, worked_size: tuple[int, int]
-) -> list[NDArray[np.uint8]]:
-    """The job's pictures at the size asked for; what was not masked is untouched."""
+) -> Generator[NDArray[np.uint8]]:
+    """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched."""
     job = claim.job
     painting = Painting(
         job_id=job.job_id,
@@ -193,13 +201,16 @@ def _repainted(
         scheduler=job.scheduler,
         use_karras_sigmas=job.use_karras_sigmas,
         algorithm_type=job.algorithm_type,
+        weighted_prompts=job.weighted_prompts,
+        masked_area_init=job.masked_area_init,
         deadline=claim.deadline,
     )
     # Before the engine's part: nothing that can be done by then is left for when the client waits.
     soft_mask = feather(paste_weight(inputs.mask), workshop.settings.feather_pixels)
-    painted = workshop.engine.paint(painting)
-    _check(claim)
-    return [_pasted_back(picture, inputs, soft_mask) for picture in painted]
+    with closing(_in_order(workshop.engine.paint_each(painting))) as painted:
+        for picture in painted:
+            _check(claim)
+            yield _pasted_back(picture, inputs, soft_mask)
 
 
 def _pasted_back(painted: NDArray[np.uint8], inputs: Inputs, soft_mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -208,6 +219,24 @@ def _pasted_back(painted: NDArray[np.uint8], inputs: Inputs, soft_mask: NDArray[
     new = scale_part(painted, inputs.width, inputs.height, part)
     picture[part] = composite(picture[part], new, soft_mask[part])
     return picture
+
+
+def _in_order(painted: Generator[tuple[int, NDArray[np.uint8]]]) -> Generator[NDArray[np.uint8]]:
+    early: dict[int, NDArray[np.uint8]] = {}
+    wanted = 0
+    for index, picture in painted:
+        early[index] = picture
+        while wanted in early:
+            yield early.pop(wanted)
+            wanted += 1
+
+
+def _publish(workshop: Workshop, claim: Claim, images: list[ResultImage]) -> None:
+    """Tell who waits that there is another picture. They all come with the outcome: no reason to wait for Redis."""
+    try:
+        workshop.jobs.publish(claim.job, images)
+    except StorageUnavailable:
+        log.warning("picture_not_published", **claim.job.log_context())
 
 
 def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uint8]) -> ResultImage:

@@ -12,7 +12,7 @@ from api.errors import Refused, WireError
 from api.webhook_message import WebhookMessage
 from storage.job import InpaintJob
 
-DIALECTS = ("modelslab", "stable_diffusion_v3", "fal")
+DIALECTS = ("modelslab", "stable_diffusion_v3", "fal", "stability")
 
 
 class Dialect(Protocol):

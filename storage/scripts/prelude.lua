@@ -75,3 +75,10 @@ local function jobs_ahead(job_id, priorities)
   end
   return false
 end
+
+-- An equal submission finds this job no more; the one of another job under the same name stays.
+local function forget_submission(job_id, key_id, name)
+  local stored = key('idempotency', key_id, name)
+  local known = name ~= '' and redis.call('GET', stored)
+  if known and cjson.decode(known).job_id == job_id then redis.call('DEL', stored) end
+end

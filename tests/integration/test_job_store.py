@@ -419,3 +419,45 @@ def test_a_redis_that_refuses_writes_is_out_of_service(redis_url: str, refusal: 
         client.config_set(name, before)
     assert store.claim_next(worker="w") is not None
     client.close()
+
+
+def test_pictures_of_a_running_job_are_seen_as_they_are_published(store: JobStore) -> None:
+    store.submit(a_job(num_images=2))
+    job = claim(store)
+    assert store.publish(job, [IMAGE])
+    running = store.get(job.job_id)
+    assert running is not None
+    assert (running.status, running.images) == (JobStatus.PROCESSING, (IMAGE,))
+    assert store.finish(job.succeeded((IMAGE, IMAGE), at=store.now()))
+    done = store.get(job.job_id)
+    assert done is not None
+    assert done.images == (IMAGE, IMAGE)
+
+
+def test_pictures_of_a_lost_claim_are_neither_taken_nor_kept(store: JobStore, clock: Clock) -> None:
+    store.submit(a_job(num_images=2))
+    lost = claim(store)
+    store.publish(lost, [IMAGE])
+    clock.now += 3600
+    (returned,) = store.return_expired_leases()
+    assert returned.images == ()
+    assert not store.publish(lost, [IMAGE])
+    again = claim(store)
+    seen = store.get(again.job_id)
+    assert seen is not None
+    assert (again.images, seen.images) == ((), ())
+    assert not store.publish(lost, [IMAGE, IMAGE])
+
+
+def test_whoever_waits_for_a_job_is_woken_by_each_picture(store: JobStore, redis_url: str) -> None:
+    client = open_redis(StorageSettings(redis_url=redis_url))
+    with client.pubsub() as channel:
+        channel.subscribe(DONE_CHANNEL)
+        assert channel.get_message(timeout=5)
+        store.submit(a_job(num_images=2))
+        job = claim(store)
+        store.publish(job, [IMAGE])
+        message = channel.get_message(timeout=5)
+    client.close()
+    assert message is not None
+    assert message["data"] == job.job_id

@@ -16,7 +16,7 @@ from PIL import Image
 
 from storage.errors import StorageUnavailable
 from storage.image_store import FolderImageStore
-from storage.job import JobStatus, MaskPaints
+from storage.job import JobStatus, MaskedAreaInit, MaskPaints, WeightedPrompt
 from tests.workshops import SIZE, Scene, a_mask, a_picture
 from worker.inputs import scale_picture
 from worker.tasks import give_back, work_off_ticket
@@ -367,3 +367,43 @@ def test_an_unfit_worker_returns_the_job_and_stops_and_the_third_time_fails_it(s
     failure = scene.job(job).failure
     assert failure is not None
     assert failure.code == "worker_lost"
+
+
+def test_each_picture_is_there_for_those_who_wait_as_soon_as_it_is_finished(scene: Scene) -> None:
+    job = scene.submit(num_images=3, seed=41, prompt="apart 0.4")
+    ticket = threading.Thread(target=work_off_ticket, args=(scene.workshop(),))
+    ticket.start()
+    eventually(lambda: len(scene.job(job).images) == 1)
+    first = scene.job(job)
+    assert first.status is JobStatus.PROCESSING
+    assert first.images[0].seed == 41
+    assert scene.images.get(first.images[0].key)
+    ticket.join()
+    done = scene.job(job)
+    assert done.status is JobStatus.SUCCEEDED
+    assert done.images[0] == first.images[0]
+    assert len(done.images) == 3
+
+
+def test_pictures_published_by_a_job_that_is_cancelled_do_not_stay(scene: Scene) -> None:
+    job = scene.submit(num_images=3, prompt="apart 0.4")
+    workshop = scene.workshop()
+    ticket = threading.Thread(target=work_off_ticket, args=(workshop,))
+    ticket.start()
+    eventually(lambda: scene.job(job).images)
+    scene.jobs.cancel(job.job_id)
+    workshop.clerk.round()
+    ticket.join()
+    assert scene.job(job).status is JobStatus.CANCELLED
+    assert scene.job(job).images == ()
+    assert scene.stored_results() == []
+
+
+def test_the_engine_gets_weights_and_fill(scene: Scene) -> None:
+    prompts = (WeightedPrompt("a fox", 1.0), WeightedPrompt("blue", -2.0))
+    scene.submit(weighted_prompts=prompts, masked_area_init=MaskedAreaInit.ZERO, seeds=(9, 3), num_images=2)
+    work_off_ticket(scene.workshop())
+    (painting,) = scene.engine.paintings
+    assert painting.weighted_prompts == prompts
+    assert painting.masked_area_init is MaskedAreaInit.ZERO
+    assert painting.seeds == (9, 3)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from storage.job import Failure, InpaintJob, InvalidTransition, JobStatus, ResultImage
+from storage.job import Failure, InpaintJob, InvalidTransition, JobStatus, MaskedAreaInit, ResultImage, WeightedPrompt
 from tests.jobs import a_job
 
 VERBS = {
@@ -68,3 +68,21 @@ def test_the_log_context_holds_no_picture_prompt_or_webhook() -> None:
     job = a_job(init_image="https://host/secret.png?sig=1", webhook_url="https://hook/?t=1", prompt="private")
     assert not {"secret", "hook", "private"} & set(" ".join(map(str, job.log_context().values())).split())
     assert "secret" not in str(job.log_context()) and "hook" not in str(job.log_context())
+
+
+def test_listed_seeds_count_before_those_that_go_on_from_the_first() -> None:
+    job = a_job(seed=5, seeds=(5, 100), num_images=3)
+    assert [job.seed_of(index) for index in range(3)] == [5, 100, 7]
+
+
+def test_weights_seeds_and_fill_are_read_back_and_missing_in_old_records() -> None:
+    job = a_job(
+        weighted_prompts=(WeightedPrompt("a", 1.0), WeightedPrompt("b", -2.0)),
+        seeds=(1, 9),
+        masked_area_init=MaskedAreaInit.RANDOM,
+    )
+    record = json.loads(json.dumps(job.to_record()))
+    assert InpaintJob.from_record(record) == job
+    for name in ("weighted_prompts", "seeds", "masked_area_init"):
+        del record[name]
+    assert InpaintJob.from_record(record) == a_job(job_id=job.job_id, image_id=job.image_id)

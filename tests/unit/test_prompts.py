@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from storage.job import WeightedPrompt
 from tests.painting import LIBRARY_WARNINGS, load_on_cpu, load_stock
 from tests.tiny_models import make_tiny_model, tiny_entry
 from worker.prompts import PromptEncoder
@@ -51,3 +52,15 @@ def test_without_a_cache_every_text_is_encoded(folder: Path) -> None:
     encoder = PromptEncoder(model.prompts.towers, cache_entries=0)
     assert torch.equal(encoder.encode("a").hidden, encoder.encode("a").hidden)
     assert encoder.encodes == 2
+
+
+@torch.inference_mode()
+def test_several_texts_are_one_encoding_their_mean_by_weight(prompts: PromptEncoder) -> None:
+    def mean(*weighted: tuple[str, float]) -> torch.Tensor:
+        return prompts.encode_mean([WeightedPrompt(text, weight) for text, weight in weighted]).hidden
+
+    cat, dog = prompts.encode("a red cat").hidden, prompts.encode("a dog").hidden
+    mixed = mean(("a red cat", 3.0), ("a dog", 1.0))
+    assert torch.allclose(mixed, 0.75 * cat + 0.25 * dog)
+    assert torch.equal(mixed, mean(("a red cat", 0.75), ("a dog", 0.25)))
+    assert torch.allclose(mean(("a dog", -0.3), ("a dog", -2.0)), dog)
