@@ -13,12 +13,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from api.keys import DEFAULT_GRACE_SECONDS, ApiKey, KeyScope, KeyStore, UnknownKey
 from storage.errors import StorageUnavailable
 from storage.job_store import open_redis
 from storage.settings import storage_settings
+
+KEY_ID_CHARS = 12
 
 keys = typer.Typer(no_args_is_help=True, help="Create, list, revoke and rotate API keys.")
 
@@ -55,7 +57,7 @@ def list_keys(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([_facts(api_key) for api_key in api_keys]))
         return
-    table = Table("ID", "Name", "Scope", "Created", "Rotated", "State")
+    table = Table(Column("ID", no_wrap=True, min_width=KEY_ID_CHARS), "Name", "Scope", "Created", "Rotated", "State")
     now = datetime.now(tz=UTC).timestamp()
     for api_key in api_keys:
         table.add_row(
@@ -71,7 +73,7 @@ def list_keys(as_json: AsJson = False) -> None:
 
 @keys.command()
 def revoke(key_id: KeyId, as_json: AsJson = False) -> None:
-    """End a key at once."""
+    """End a key, within the few seconds for which the API remembers it (AUTH_CACHE_SECONDS)."""
     with _explained():
         api_key = _store().revoke(key_id)
     typer.echo(json.dumps(_facts(api_key)) if as_json else f"Revoked {key_id}.")
@@ -94,6 +96,16 @@ def rotate(
         api_key = store.get(key_id)
     if api_key is not None:
         _show_once(api_key, plaintext, file=file, as_json=as_json)
+
+
+@keys.command("webhook-secret")
+def webhook_secret(key_id: KeyId) -> None:
+    """Show the secret that this key's webhooks are signed with."""
+    with _explained():
+        api_key = _store().get(key_id)
+        if api_key is None:
+            raise UnknownKey(key_id)
+    typer.echo(api_key.webhook_secret)
 
 
 def _store() -> KeyStore:

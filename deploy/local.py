@@ -135,6 +135,7 @@ def up(settings: LocalSettings, environment: Mapping[str, str], *, detach: bool)
         raise Trouble("Parts of an earlier start still run without a supervisor; `bash deploy/down` ends them.")
     check_ports(settings)
     parts_environment = prepare(settings, environment)
+    _check_settings(parts_environment)
     raise_open_files_limit()
     display.event(f"starting Redis ({parts_environment['REDIS_SERVER']})" if settings.redis_is_embedded else "starting")
     try:
@@ -166,6 +167,13 @@ def down(settings: LocalSettings) -> int:
     supervision.stop(display.event)
     display.event("stopped; no process is left")
     return 0
+
+
+def _check_settings(environment: Mapping[str, str]) -> None:
+    command = [sys.executable, "-m", "deploy.check_settings"]
+    done = subprocess.run(command, env=dict(environment), cwd=SOURCE_DIR, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Trouble(f"Settings that cannot be used:\n{done.stdout.strip() or done.stderr.strip()}")
 
 
 def _first_picture(

@@ -18,6 +18,7 @@ from deploy.certificates import certificate_files, make_certificates
 from deploy.files import write_private
 
 SOURCE_DIR = Path(__file__).resolve().parent.parent
+REDIS_URL_NAME = "redis-url"
 LOOPBACK = "127.0.0.1"
 FLOWER_USER = "inpaintd"
 PASSWORD_BYTES = 24
@@ -73,7 +74,7 @@ class LocalSettings:
 
     @property
     def redis_url_file(self) -> Path:
-        return self.state_dir / "redis-url"
+        return self.state_dir / REDIS_URL_NAME
 
     @property
     def redis_dir(self) -> Path:
@@ -95,8 +96,11 @@ def read_settings(environment: Mapping[str, str], *, tls: bool = False) -> Local
         redis_url = environment.get("REDIS_URL") or (Path(url_file).read_text().strip() if url_file else None)
     except OSError as error:
         raise Trouble(f"REDIS_URL_FILE={url_file} cannot be read: {error.strerror}.") from error
+    state_dir = (SOURCE_DIR / environment.get("STATE_DIR", "var")).resolve()
+    if url_file and Path(url_file).resolve() == state_dir / REDIS_URL_NAME:
+        redis_url = None  # what an earlier start has written: that Redis is ours to start
     return LocalSettings(
-        state_dir=(SOURCE_DIR / environment.get("STATE_DIR", "var")).resolve(),
+        state_dir=state_dir,
         api_port=_port(environment, "API_PORT", 8080),
         tls_port=_port(environment, "API_TLS_PORT", 8443) if tls else None,
         flower_port=_port(environment, "FLOWER_PORT", 5555),

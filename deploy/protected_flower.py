@@ -13,7 +13,7 @@ from typing import Any
 from flower.app import Flower  # type: ignore[import-untyped]  # flower ships no types
 from flower.options import default_options  # type: ignore[import-untyped]  # the same
 from flower.urls import settings as flower_urls_settings  # type: ignore[import-untyped]  # the same
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.web import RequestHandler
 
@@ -25,10 +25,10 @@ MAX_TASKS = 10_000
 
 
 class FlowerSettings(EnvironmentSettings):
-    flower_address: str = "127.0.0.1"
-    flower_port: int = 5555
-    flower_user: str = "inpaintd"
-    flower_password: SecretStr
+    flower_address: str = Field(default="127.0.0.1", description="The address that Flower listens at.")
+    flower_port: int = Field(default=5555, description="Flower's port.")
+    flower_user: str = Field(default="inpaintd", description="Who may look.")
+    flower_password: SecretStr = Field(description="With which password; deploy/up makes one.")
 
     @property
     def credentials(self) -> str:

@@ -6,10 +6,13 @@ from importlib.metadata import entry_points
 
 import typer
 
+from storage.settings import use_local_installation
+
 COMMANDS_GROUP = "inpaintd.commands"
 
 
 def main() -> None:
+    use_local_installation()
     app = typer.Typer(name="inpaintd", no_args_is_help=True, help="Operate an inpaintd installation.")
 
     @app.callback()

@@ -99,6 +99,13 @@ class StorageSettings(EnvironmentSettings):
         return (self.broker_url or self.redis_url).get_secret_value()
 
 
+def use_local_installation() -> None:
+    """Where no Redis is named, commands speak to the one that deploy/up has started from this folder."""
+    local = Path(os.environ.get("STATE_DIR", "var")) / "redis-url"
+    if not os.environ.keys() & {"REDIS_URL", "REDIS_URL_FILE"} and local.is_file():
+        os.environ["REDIS_URL_FILE"] = str(local)
+
+
 @cache
 def storage_settings() -> StorageSettings:
     return StorageSettings()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from storage.model_catalog import BadModelsFile, Hub, ModelCatalog, ModelEntry, SingleFile, load_catalog
 from storage.settings import storage_settings
@@ -25,11 +25,11 @@ ModelName = Annotated[str, typer.Argument(help="The model's id or one of its ali
 def list_models() -> None:
     """Show every model, its sizes in pixels, and whether its files are here."""
     catalog = _catalog()
-    table = Table("id", "aliases", "family", "native", "smallest", "largest", "from", "here")
+    table = Table(Column("id", overflow="fold"), Column("aliases", overflow="fold"), "family", "size", "from", "here")
     for entry in catalog.entries:
         marked = f"{entry.id} (default)" if entry is catalog.default else entry.id
-        sizes = (str(size) for size in (entry.native_size, entry.min_size, entry.max_size))
-        table.add_row(marked, "\n".join(entry.aliases), entry.family, *sizes, _origin(entry), _presence(entry))
+        sizes = f"{entry.native_size} ({entry.min_size}-{entry.max_size})"
+        table.add_row(marked, "\n".join(entry.aliases), entry.family, sizes, _origin(entry), _presence(entry))
     console.print(table)
 
 

@@ -48,6 +48,9 @@ class UploadBody(KeyBody):
     base64_string: Annotated[str, WireText(), Field(description="The picture: a data URI or bare base64.")]
 
 
+SIZE_MEANING = f"Of the result, in pixels: any number from {MIN_SIZE} to {MAX_SIZE}, whatever the picture's own size."
+
+
 class InpaintBody(KeyBody):
     prompt: Annotated[str, WireText(), Field(description="What to paint where the mask is white.")]
     negative_prompt: Annotated[str, WireText(), Field(description="What not to paint.")] = ""
@@ -58,12 +61,8 @@ class InpaintBody(KeyBody):
     model_id: Annotated[
         str | None, WireName(), Field(description="An id or alias of the models file; default: its default.")
     ] = None
-    width: Annotated[
-        int, WireInteger(MIN_SIZE, MAX_SIZE), Field(description="Of the result, in pixels, any number.")
-    ] = DEFAULT_SIZE
-    height: Annotated[
-        int, WireInteger(MIN_SIZE, MAX_SIZE), Field(description="Of the result, in pixels, any number.")
-    ] = DEFAULT_SIZE
+    width: Annotated[int, WireInteger(MIN_SIZE, MAX_SIZE), Field(description=SIZE_MEANING)] = DEFAULT_SIZE
+    height: Annotated[int, WireInteger(MIN_SIZE, MAX_SIZE), Field(description=SIZE_MEANING)] = DEFAULT_SIZE
     samples: Annotated[int, WireInteger(1, MAX_SAMPLES), Field(description="How many pictures.")] = 1
     num_inference_steps: Annotated[
         int | None,

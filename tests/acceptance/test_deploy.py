@@ -157,6 +157,21 @@ def test_a_taken_port_is_named_with_the_variable_that_changes_it(tmp_path: Path)
     assert processes_of(tmp_path / "state") == []
 
 
+def test_settings_that_cannot_be_used_are_named_before_anything_starts(tmp_path: Path) -> None:
+    env = local_environment(tmp_path / "state", WAIT_SECONDS="soon", MAX_BATCH="0")
+    command = ["bash", str(SOURCE_DIR / "deploy" / "up"), "--no-install", "--detach"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "WAIT_SECONDS: " in done.stderr and "MAX_BATCH: " in done.stderr
+    assert processes_of(tmp_path / "state") == []
+
+
+def test_a_redis_of_our_own_that_is_named_as_if_it_were_foreign_is_started_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "redis-url").write_text("redis://:old@127.0.0.1:1/0")
+    settings = read_settings({"STATE_DIR": str(tmp_path), "REDIS_URL_FILE": str(tmp_path / "redis-url")})
+    assert settings.redis_is_embedded
+
+
 def test_what_is_no_port_is_refused_by_name() -> None:
     for value in ("0", "65536", "http", "-1", "８０"):
         with pytest.raises(Trouble, match="API_PORT"):
