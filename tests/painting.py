@@ -32,7 +32,9 @@ LIBRARY_WARNINGS = pytest.mark.filterwarnings(
 )
 SIZE = 64
 CPU = torch.device("cpu")
-load_on_cpu = functools.partial(load_model, device=CPU, dtype=torch.float32, prompt_cache_entries=16)
+load_on_cpu = functools.partial(
+    load_model, device=CPU, dtype=torch.float32, prompt_cache_entries=16, picture_cache_bytes=2**20
+)
 
 
 def make_painting(model: str = "tiny", **changes: Any) -> Painting:
@@ -67,11 +69,12 @@ def running_engine(
     load: Load = load_on_cpu,
     budget_bytes: int = 2**30,
     turn_seconds: float = 20.0,
+    **engine_settings: Any,
 ) -> Iterator[Engine]:
     models = ResidentModels(
         catalog_of(*entries), load, budget_bytes=budget_bytes, bytes_per_weight=4, turn_seconds=turn_seconds
     )
-    engine = Engine(models, max_batch=max_batch, torch_threads=1)
+    engine = Engine(models, max_batch=max_batch, torch_threads=1, **engine_settings)
     engine.start()
     try:
         yield engine

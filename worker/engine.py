@@ -28,9 +28,10 @@ from worker.devices import (
     model_budget_bytes,
 )
 from worker.errors import InternalError, JobFailed, OutOfMemory, WorkerUnfit
-from worker.loading import load_model
+from worker.graphs import GraphedUNet
+from worker.loading import LoadedModel, load_model
 from worker.models import ResidentModels
-from worker.preparing import begin_samples, make_canvas
+from worker.preparing import begin_samples, make_canvas, warm_up_graphs
 from worker.previews import make_preview
 from worker.runs import Run
 from worker.sample import CallShape, Painting, Sample, predict_noise
@@ -88,6 +89,7 @@ class Engine:
         self._painting: list[Run] = []
         self._batch_limits: dict[CallShape, int] = {}
         self._stopping = False
+        self._warming_since: float | None = None
         self._alive_at = time.monotonic()
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
 
@@ -163,7 +165,9 @@ class Engine:
             return None
 
     def pulse(self) -> EnginePulse:
-        loading_since = self._models.loading_since()
+        loading_since, warming_since = self._models.loading_since(), self._warming_since
+        if warming_since is not None:
+            return EnginePulse("warming_up", warming_since)
         with self._changed:
             if self._waiting or self._painting:
                 return EnginePulse("painting", self._alive_at)
@@ -239,9 +243,28 @@ class Engine:
             self._painting += admitted
         for run in admitted:
             if run.model is not None:
+                self._warm_up(run.model)
                 begin = functools.partial(begin_samples, run.model, run.painting, run.canvas)
                 run.samples = self._attempt(run, begin) or []
             self._show_life()
+
+    def _warm_up(self, model: LoadedModel) -> None:
+        """On CUDA: build the graphs of a model that is new here, and none after that."""
+        if not (isinstance(model.unet, GraphedUNet) and model.unet.warming):
+            return
+        started = self._warming_since = time.monotonic()
+        try:
+            warm_up_graphs(model, max_rows=2 * self._max_batch)
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            log.warning("graphs_not_built", model=model.id, exc_info=True)
+            free_cached_memory()
+        finally:
+            model.unet.end_warm_up()
+            self._warming_since = None
+        seconds = round(time.monotonic() - started, 2)
+        log.info("graphs_built", model=model.id, graphs=model.unet.graphs_built, seconds=seconds)
 
     def _groups(self) -> dict[CallShape, list[_Seat]]:
         groups: dict[CallShape, list[_Seat]] = defaultdict(list)

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from storage.model_catalog import ModelEntry, SingleFile
 from worker.encodings import PictureEncodings
+from worker.graphs import GraphedUNet
 from worker.model_files import WEIGHT_PARTS, BadModelFiles, ModelFiles, find_files
 from worker.prompts import PromptEncoder, TextTower
 from worker.schedulers import Schedulers, inpainting_config
@@ -45,6 +46,8 @@ class LoadedModel:
     schedulers: Schedulers
     device: torch.device
     dtype: torch.dtype
+    native_size: int = 512
+    """Pixels along a side: the size for which CUDA graphs are made."""
 
     @property
     def sees_mask(self) -> bool:
@@ -95,6 +98,11 @@ def load_model(
     for name in WEIGHT_PARTS[files.family]:
         parts[name].to(device).eval().requires_grad_(False)
     parts["vae"].to(_vae_dtype(parts["vae"], dtype))
+    unet = parts["unet"]
+    if device.type == "cuda":
+        for name in ("unet", "vae"):
+            parts[name].to(memory_format=torch.channels_last)
+        unet = GraphedUNet(unet)
     log.info(
         "model_loaded",
         model=entry.id,
@@ -105,13 +113,14 @@ def load_model(
     )
     return LoadedModel(
         id=entry.id,
-        unet=parts["unet"],
+        unet=unet,
         vae=parts["vae"],
         prompts=_prompt_encoder(parts, files, prompt_cache_entries),
         encodings=PictureEncodings(picture_cache_bytes),
         schedulers=Schedulers(inpainting_config(parts["scheduler_config"], corrects_offset=files.family == "sd")),
         device=device,
         dtype=dtype,
+        native_size=entry.native_size,
     )
 
 

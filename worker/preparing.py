@@ -14,10 +14,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 
 from storage.job import MaskedAreaInit
+from worker.graphs import ROW_BUCKETS, bucket_of
 from worker.loading import LoadedModel
-from worker.masks import KEEP, latent_mask, latent_strength
+from worker.masks import KEEP, REPAINT, latent_mask, latent_strength
 from worker.prompts import Conditioning
-from worker.sample import PIXEL_MAX, Painting, Sample
+from worker.sample import PIXEL_MAX, Painting, Sample, predict_noise
 from worker.schedulers import step_arguments
 
 FILL_SEED = 2**32  # beyond every seed of a job
@@ -174,6 +175,27 @@ def _filled(fill: MaskedAreaInit, latents: torch.Tensor, mask: torch.Tensor, see
         own = torch.Generator("cpu").manual_seed(seed ^ FILL_SEED)
         under = randn_tensor(latents.shape, generator=own, device=latents.device, dtype=latents.dtype)
     return (1 - mask) * latents + mask * under
+
+
+def warm_up_graphs(model: LoadedModel, *, max_rows: int) -> None:
+    """Make calls of the model's native size with every number of rows that calls are padded to, up to `max_rows`."""
+    empty = Painting(
+        job_id="graphs",
+        model=model.id,
+        prompt="",
+        negative_prompt="",
+        picture=np.zeros((model.native_size, model.native_size, 3), np.uint8),
+        mask=np.full((model.native_size, model.native_size), REPAINT, np.uint8),
+        seeds=(0,),
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        strength=1.0,
+        scheduler="DDIMScheduler",
+    )
+    [sample] = begin_samples(model, empty)
+    for rows in ROW_BUCKETS:
+        if rows <= bucket_of(max_rows):
+            predict_noise([sample] * rows)
 
 
 def _encode(model: LoadedModel, picture: torch.Tensor, key: bytes) -> Draw:

@@ -81,7 +81,7 @@ def mixed_paintings(size: int, count: int, *, salt: int = 0) -> list[Painting]:
 
 def _rows(engine: Engine, model: LoadedModel, stock: Callable[[Painting], Any], size: int, rounds: int) -> list[Row]:
     seconds: dict[str, list[float]] = {"together": [], "alone": [], "stock": []}
-    paint_together(engine, mixed_paintings(size, 4, salt=99))
+    paint_together(engine, mixed_paintings(size, len(SCHEDULERS), salt=99))
     for salt in range(rounds):
         paintings = mixed_paintings(size, NUM_JOBS, salt=salt)
         made = _timed(seconds["together"], functools.partial(paint_together, engine, paintings))

@@ -1,0 +1,121 @@
+"""Previews: small, on demand, of the job that was asked for, and without any harm to it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from storage.model_catalog import load_catalog
+from storage.schedulers import SCHEDULERS
+from storage.settings import StorageSettings
+from tests.painting import LIBRARY_WARNINGS, load_on_cpu, make_painting
+from tests.studio import WAIT_SECONDS, Studio, folder, held_at_first_step, loaded, studio, until
+from worker import engine as engine_module
+from worker.loading import LoadedModel
+from worker.preparing import begin_samples
+from worker.previews import make_preview
+from worker.sample import predict_noise
+
+__all__ = ["folder", "loaded", "studio"]
+
+pytestmark = LIBRARY_WARNINGS
+
+
+def test_a_running_job_shows_a_small_preview_and_is_not_changed_by_it(studio: Studio) -> None:
+    [expected] = studio.engine.paint(make_painting(num_inference_steps=4))
+    gate, running = held_at_first_step(studio, num_inference_steps=4)
+    asked = studio.threads.submit(studio.engine.preview, "job")
+    until(lambda: studio.engine._painting[0].preview is not None)
+    gate.open()
+    preview = asked.result(WAIT_SECONDS)
+    assert preview is not None
+    assert preview.dtype == np.uint8
+    assert preview.shape == (8, 8, 3)
+    assert np.array_equal(running.result()[0], expected)
+
+
+def test_a_job_that_does_not_run_has_no_preview(studio: Studio) -> None:
+    assert studio.engine.preview("job") is None
+    studio.engine.paint(make_painting())
+    assert studio.engine.preview("job") is None
+
+
+def test_whoever_waits_for_the_preview_of_a_job_that_leaves_gets_none(studio: Studio) -> None:
+    gate, running = held_at_first_step(studio, num_inference_steps=9)
+    studio.engine.cancel("job")
+    until(lambda: studio.engine._painting[0].samples != [])
+
+    def fail(*_: object) -> None:
+        raise ValueError("no step for you")
+
+    asked = studio.threads.submit(studio.engine.preview, "job")
+    until(lambda: studio.engine._painting[0].preview is not None)
+    studio.watched.before = fail
+    gate.open()
+    assert asked.result(WAIT_SECONDS) is None or running.exception() is not None
+
+
+def test_a_preview_that_fails_does_no_harm(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no glimpse")
+
+    monkeypatch.setattr(engine_module, "make_preview", fail)
+    gate, running = held_at_first_step(studio)
+    asked = studio.threads.submit(studio.engine.preview, "job")
+    until(lambda: studio.engine._painting[0].preview is not None)
+    gate.open()
+    assert asked.result(WAIT_SECONDS) is None
+    assert len(running.result()) == 1
+    assert "preview_failed" in [line["event"] for line in studio.log]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@torch.inference_mode()
+def test_a_right_prediction_shows_the_picture_whatever_the_scheduler(loaded: LoadedModel, scheduler: str) -> None:
+    # Gray keeps the picture in the latents from the start: its noise is the right prediction there.
+    mask = np.full((64, 64), 100, np.uint8)
+    [sample] = begin_samples(loaded, make_painting(scheduler=scheduler, mask=mask, num_inference_steps=10))
+    assert sample.kept_latents is not None
+    shown = make_preview(sample, sample.noise).astype(int)
+    linear = np.concatenate([sample.kept_latents[0].numpy().reshape(4, -1), np.ones((1, 64), np.float32)])
+    expected = np.clip((loaded.latent_colours.T @ linear).reshape(3, 8, 8).transpose(1, 2, 0), 0, 1) * 255
+    assert np.abs(shown - expected).mean() < 2
+    assert expected.std() > 1
+
+
+@torch.inference_mode()
+def test_a_preview_of_the_largest_picture_is_under_50_kb(loaded: LoadedModel) -> None:
+    [sample] = begin_samples(loaded, make_painting())
+    large = dataclasses.replace(sample, latents=torch.zeros(1, 4, 256, 128))
+    preview = make_preview(large, large.latents)
+    assert preview.shape == (128, 64, 3)
+    assert preview.nbytes < 50_000
+
+
+@torch.inference_mode()
+def test_the_colours_are_learnt_from_the_models_own_vae_and_a_velocity_is_understood() -> None:
+    model = load_on_cpu(load_catalog(StorageSettings(models_file=None)).default)
+    mask = np.full((128, 128), 100, np.uint8)
+    painting = make_painting(size=128, mask=mask)
+    [sample] = begin_samples(model, painting)
+    assert sample.kept_latents is not None
+    one, zero, now = torch.ones_like(sample.noise), torch.zeros_like(sample.noise), sample.timesteps[:1]
+    alpha, sigma = sample.scheduler.add_noise(one, zero, now), sample.scheduler.add_noise(zero, one, now)
+    shown = make_preview(sample, alpha * sample.noise - sigma * sample.kept_latents)
+    factor = model.latent_factor
+    small = painting.picture.reshape(128 // factor, factor, 128 // factor, factor, 3).mean(axis=(1, 3))
+    assert np.abs(shown - small).mean() < 25
+
+
+def test_predictions_are_those_of_the_step(loaded: LoadedModel) -> None:
+    with torch.inference_mode():
+        [sample] = begin_samples(loaded, make_painting(num_inference_steps=3))
+        previews = []
+        while not sample.finished:
+            [prediction] = predict_noise([sample])
+            previews.append(make_preview(sample, prediction))
+            sample.advance(prediction)
+    assert not np.array_equal(previews[0], previews[-1])
