@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import redis
 
+from storage import cancellations
+from storage.cancellations import Cancellations
 from storage.job import Failure, InpaintJob, JobStatus, Priority
 from storage.redis_client import PREFIX, Scripts, open_redis, redis_outages
 from storage.settings import DAY_SECONDS, StorageSettings
@@ -191,8 +193,10 @@ class JobStore:
                 if self._change(job, job.cancelled(at=self.now())):
                     break
             elif job.status is JobStatus.PROCESSING:
-                with redis_outages():
-                    self._redis.hset(_key("job", job_id), "cancel", "1")
+                with redis_outages(), self._redis.pipeline() as pipeline:
+                    pipeline.hset(_key("job", job_id), "cancel", "1")
+                    pipeline.publish(cancellations.CHANNEL, job_id)
+                    pipeline.execute()
                 break
             else:
                 break
@@ -251,6 +255,9 @@ class JobStore:
             beat.job_id: Pulse(alive=answer != "lost", cancelled=answer == "cancel")
             for beat, answer in zip(beats, answers, strict=True)
         }
+
+    def cancellations(self) -> Cancellations:
+        return Cancellations(self._redis)
 
     def finish(self, job: InpaintJob) -> bool:
         """End a claim: `job` is the claimed job after its last verb (an outcome, or back to the queue).
