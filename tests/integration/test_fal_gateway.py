@@ -109,6 +109,11 @@ def test_the_proxy_leads_nowhere_else(fal: Fal, target: str) -> None:
         assert answer.get_json()["error_type"] == "bad_request"
 
 
+def test_a_target_in_other_letters_is_an_unknown_application(fal: Fal) -> None:
+    for target in ("https://queue.fal.run/fal-ai/%E2%9C%93", "https://queue.fal.run/f%FFl/inpaint"):
+        assert proxied(fal, "POST", target, json=fal_input()).status_code == 404
+
+
 def test_the_proxy_needs_a_key_like_any_other_call(fal: Fal) -> None:
     headers = {"x-fal-target-url": "https://queue.fal.run/fal-ai/inpaint"}
     assert fal.client.post(PROXY, json=fal_input(), headers=headers).status_code == 401

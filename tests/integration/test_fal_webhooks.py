@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
@@ -21,7 +18,7 @@ from api.keys import KeyStore
 from api.webhooks import Courier, WebhookSettings
 from storage.job import Failure
 from storage.settings import storage_settings
-from tests.fal_clients import APP, Fal, fal_input
+from tests.fal_clients import APP, Fal, fal_input, verified
 from tests.front_end import FrontEnd, front_end, open_with
 from tests.webhook_scenes import Inbox, Receiver, inbox_and_url, receiver
 
@@ -49,24 +46,6 @@ def courier(front_end: FrontEnd) -> Courier:
         delivery_ttl_seconds=DAY_SECONDS,
         signatures={"fal": lambda job, body: signer.headers(job, body, now=time.time())},
     )
-
-
-def verified(headers: Mapping[str, str], body: bytes, jwks: Mapping[str, Any]) -> bool:
-    """What fal's documentation tells receivers to do; every key is tried."""
-    timestamp = headers["x-fal-webhook-timestamp"]
-    if abs(time.time() - int(timestamp)) > 300:
-        return False
-    names = ("x-fal-webhook-request-id", "x-fal-webhook-user-id")
-    message = "\n".join([*(headers[name] for name in names), timestamp, hashlib.sha256(body).hexdigest()])
-    for key in jwks["keys"]:
-        x = base64.urlsafe_b64decode(key["x"] + "=" * (-len(key["x"]) % 4))
-        try:
-            signature = bytes.fromhex(headers["x-fal-webhook-signature"])
-            Ed25519PublicKey.from_public_bytes(x).verify(signature, message.encode())
-        except InvalidSignature:
-            continue
-        return True
-    return False
 
 
 def submitted(fal: Fal, url: str, **changes: Any) -> str:
