@@ -344,6 +344,6 @@ def test_no_sample_sees_a_neighbours_prompt_mask_or_seed(studio: Studio) -> None
 
 def test_every_failure_has_a_code_and_a_sentence() -> None:
     families = JobFailed.__subclasses__()
-    assert len({family.code for family in families}) == len(families) == 11
+    assert len({family.code for family in families}) == len(families) == 12
     for family in families:
         assert family().message.endswith(".")
