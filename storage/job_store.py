@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import redis
 
+from storage import cancellations
+from storage.cancellations import Cancellations
 from storage.errors import StorageUnavailable
 from storage.job import OBJECT_REFERENCE, Failure, InpaintJob, JobStatus, Priority, ResultImage
 from storage.redis_client import PREFIX, Scripts, open_redis, redis_outages
@@ -200,8 +202,10 @@ class JobStore:
                 if self._change(job, job.cancelled(at=self.now())):
                     break
             elif job.status is JobStatus.PROCESSING:
-                with redis_outages():
-                    self._redis.hset(_key("job", job_id), "cancel", "1")
+                with redis_outages(), self._redis.pipeline() as pipeline:
+                    pipeline.hset(_key("job", job_id), "cancel", "1")
+                    pipeline.publish(cancellations.CHANNEL, job_id)
+                    pipeline.execute()
                 break
             else:
                 break
@@ -265,6 +269,9 @@ class JobStore:
         """Note the pictures that a claimed job has so far, and wake who waits. False: the lease was lost."""
         with redis_outages():
             return bool(self._publish(job.job_id, job.fence, json.dumps([dataclasses.asdict(each) for each in images])))
+
+    def cancellations(self) -> Cancellations:
+        return Cancellations(self._redis)
 
     def finish(self, job: InpaintJob) -> bool:
         """End a claim: `job` is the claimed job after its last verb (an outcome, or back to the queue).

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import time
+from collections.abc import Mapping
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
@@ -13,6 +19,10 @@ from tests.front_end import PICTURE, FrontEnd
 
 APP = "/queue/fal-ai/inpaint"
 DATA_URI = f"data:image/png;base64,{PICTURE}"
+
+
+def data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def fal_input(**changes: Any) -> dict[str, Any]:
@@ -60,3 +70,21 @@ class Fal:
         assert self.front_end.parts.jobs.finish(
             job.succeeded(ended.images, at=self.front_end.parts.jobs.now(), num_steps=num_steps, notes=ended.notes)
         )
+
+
+def verified(headers: Mapping[str, str], body: bytes, jwks: Mapping[str, Any]) -> bool:
+    """What fal's documentation tells receivers to do; every key is tried."""
+    timestamp = headers["x-fal-webhook-timestamp"]
+    if abs(time.time() - int(timestamp)) > 300:
+        return False
+    names = ("x-fal-webhook-request-id", "x-fal-webhook-user-id")
+    message = "\n".join([*(headers[name] for name in names), timestamp, hashlib.sha256(body).hexdigest()])
+    for key in jwks["keys"]:
+        x = base64.urlsafe_b64decode(key["x"] + "=" * (-len(key["x"]) % 4))
+        try:
+            signature = bytes.fromhex(headers["x-fal-webhook-signature"])
+            Ed25519PublicKey.from_public_bytes(x).verify(signature, message.encode())
+        except InvalidSignature:
+            continue
+        return True
+    return False

@@ -66,7 +66,7 @@ class Claim:
 
 
 class Clerk:
-    """Speaks for the jobs held: every `clerk_interval_seconds` one round trip for all of them.
+    """Speaks for the jobs held: every `clerk_interval_seconds`, and at once when one is cancelled, one round trip.
 
     `die` ends the process at once; it must not return when it is the real one.
     """
@@ -162,12 +162,17 @@ class Clerk:
     # -- the thread -------------------------------------------------------------------------------
 
     def _live(self) -> None:
-        while not self._stopped.wait(self._settings.clerk_interval_seconds):
+        cancellations = self._jobs.cancellations()
+        while True:
+            cancellations.wait(self._settings.clerk_interval_seconds, stopped=self._stopped)
+            if self._stopped.is_set():
+                break
             try:
                 self.round()
             except Exception:
                 # Without a clerk all leases run out: whatever happened, the next round is tried.
                 log.exception("clerk_round_failed")
+        cancellations.close()
 
     def round(self) -> None:
         """One round: judge the engine, then speak to Redis."""

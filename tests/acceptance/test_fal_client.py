@@ -6,6 +6,7 @@ import asyncio
 import gc
 import importlib
 import io
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -18,8 +19,11 @@ import pytest
 import requests
 from httpx_sse import SSEError
 from PIL import Image
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 from tests.acceptance.test_modelslab_client import HOLE, SIDE, scene
+from tests.fal_clients import verified
 from tests.service import Service, service
 
 __all__ = ["service"]
@@ -235,6 +239,31 @@ def test_links_given_out_over_tls_are_pictures_without_it_too(
         )
         assert answer.status_code == 200, answer.text
         assert answer.json()["image"]["url"].startswith(f"{service.url}/images/")
+
+
+# -- webhooks ---------------------------------------------------------------------------------------
+
+
+def test_the_webhook_brings_the_output_under_fals_signature(
+    fal: ModuleType, client: Any, service: Service, httpserver: HTTPServer
+) -> None:
+    received: list[tuple[dict[str, str], bytes]] = []
+
+    def receive(request: Request) -> Response:
+        received.append(({name.lower(): value for name, value in request.headers.items()}, request.data))
+        return Response(status=204)
+
+    httpserver.expect_request("/hook", method="POST").respond_with_handler(receive)
+    handle = client.submit(APP, arguments=arguments(fal), webhook_url=httpserver.url_for("/hook?order=1"))
+    result = handle.get()
+    until = time.monotonic() + 30
+    while not received and time.monotonic() < until:
+        time.sleep(0.05)
+    headers, body = received[0]
+    told = json.loads(body)
+    assert (told["request_id"], told["status"], told["payload"]) == (handle.request_id, "OK", result)
+    jwks = requests.get(f"{service.tls_url}/.well-known/jwks.json", verify=str(service.ca_file), timeout=10).json()
+    assert verified(headers, body, jwks)
 
 
 # -- errors -----------------------------------------------------------------------------------------

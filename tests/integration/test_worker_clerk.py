@@ -197,3 +197,17 @@ def test_a_round_with_eight_jobs_is_cheap(scene: Scene) -> None:
             clerk.round()
         # Measured: 0.1 ms, twice a second.
         assert (time.thread_time() - start) / 50 < 0.002
+
+
+def test_a_cancelled_job_is_heard_of_at_once_however_rarely_the_clerk_looks(scene: Scene) -> None:
+    clerk = scene.workshop(clerk_interval_seconds=5.0).clerk
+    clerk.start()
+    with clerk.holding(claimed(scene)) as claim:
+        time.sleep(0.3)  # until it listens
+        cancelled_at = time.monotonic()
+        scene.jobs.cancel(claim.job.job_id)
+        while not claim.cancelled and time.monotonic() < cancelled_at + 3:
+            time.sleep(0.005)
+        assert time.monotonic() - cancelled_at < 0.5
+    clerk.stop()
+    assert time.monotonic() - cancelled_at < 2

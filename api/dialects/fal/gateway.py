@@ -54,7 +54,7 @@ class Gateway:
         return {**environ, "PATH_INFO": path, "QUERY_STRING": target.query}
 
     def _target_path(self, target: SplitResult, own_host: str) -> str | None:
-        path = unquote(target.path)
+        path = unquote(target.path, encoding="latin-1")  # PATH_INFO is bytes spelt in Latin-1
         prefix = VENDOR_HOSTS.get(target.netloc.lower()) or self._prefix_of(target.netloc)
         if prefix is not None and not (target.netloc.lower() not in VENDOR_HOSTS and self._is_own(path)):
             path = f"/{prefix}{path}"

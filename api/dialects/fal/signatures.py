@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,9 +58,14 @@ class Signer:
         """RFC 8037. Source of what receivers read: fal's documentation of webhooks."""
         return {"keys": [_public(key) for key in _published(self.read(), now)]}
 
+    def current(self, *, now: float) -> SigningKey:
+        """The one that signs."""
+        keys = self.read()
+        return next((key for key in reversed(keys) if key.signs_from <= now), keys[0])
+
     def headers(self, job: InpaintJob, body: bytes, *, now: float) -> dict[str, str]:
         """What fal sends beside a webhook; every try has its own time and so its own signature."""
-        key = _current(self.read(), now)
+        key = self.current(now=now)
         timestamp = str(int(now))
         message = "\n".join((job.job_id, job.key_id, timestamp, hashlib.sha256(body).hexdigest()))
         return {
@@ -83,7 +89,7 @@ def given_keys(given: SecretStr) -> list[SigningKey]:
     seeds = [part.strip() for part in given.get_secret_value().split(",") if part.strip()]
     if not seeds or any(len(base64.b64decode(seed, validate=True)) != SEED_BYTES for seed in seeds):
         raise ValueError(f"a key is {SEED_BYTES} bytes, base64")
-    return [SigningKey(seed, 0.0) for seed in reversed(seeds)]
+    return [SigningKey(seed, math.inf if index else 0.0) for index, seed in enumerate(seeds)]
 
 
 def rotate(client: redis.Redis, *, after_seconds: float = PUBLISHED_BEFORE_SECONDS) -> SigningKey:
@@ -117,10 +123,6 @@ def _published(keys: Sequence[SigningKey], now: float) -> list[SigningKey]:
     """All but those that another has followed so long ago that nothing signed by them is tried any more."""
     followed = {key: after.signs_from for key, after in itertools.pairwise(keys)}
     return [key for key in keys if now < followed.get(key, now) + KEPT_AFTER_SECONDS]
-
-
-def _current(keys: Sequence[SigningKey], now: float) -> SigningKey:
-    return next((key for key in reversed(keys) if key.signs_from <= now), keys[0])
 
 
 def _new_key(signs_from: float) -> SigningKey:
