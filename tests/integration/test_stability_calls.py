@@ -15,6 +15,7 @@ from api.dialects.stability.proto import dashboard_pb2, engines_pb2
 from api.dialects.stability.proto import generation_pb2 as wire
 from storage.job import Failure, InpaintJob, JobStatus, MaskPaints, ResultImage
 from tests.front_end import FakeWorker, FrontEnd, front_end, open_with, png
+from tests.servers import RedisServer
 from tests.stability import CHAIN, Channel, a_request, artifact, native, pictures, text
 
 __all__ = ["front_end", "open_with"]
@@ -414,3 +415,16 @@ def test_pictures_and_mask_are_known_by_their_type(front_end: FrontEnd, channel:
     made, images = job(front_end), front_end.parts.images
     assert images.get(made.init_image.removeprefix("object:")) == png(9, 9)
     assert images.get(made.mask_image.removeprefix("object:")) == png(3, 5)
+
+
+def test_a_call_outlives_a_redis_that_goes_away_for_a_while(
+    front_end: FrontEnd, channel: Channel, redis_server: RedisServer
+) -> None:
+    listening = Listening(channel.generate(a_request()))
+    until(lambda: listening.answers)
+    redis_server.stop()
+    time.sleep(1.5)
+    redis_server.start()
+    until(lambda: front_end.parts.jobs.waiting_count() == 1)
+    front_end.work_once()
+    assert listening.end().seeds == [7]
