@@ -148,7 +148,7 @@ def test_starting_twice_says_where_everything_is(service: Service) -> None:
 def test_a_taken_port_is_named_with_the_variable_that_changes_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for variable in ("API_PORT", "API_TLS_PORT", "FLOWER_PORT", "REDIS_PORT"):
+        for variable in ("API_PORT", "API_TLS_PORT", "FLOWER_PORT", "REDIS_PORT", "GRPC_PORT"):
             env = local_environment(tmp_path / "state", **{variable: str(port)})
             refused = deploy("up", "--detach", "--tls", "--no-install", env=env)
             assert refused.returncode == 1

@@ -48,7 +48,7 @@ async function main() {
               {
                 id: "Main",
                 request,
-                onStatus: [{ reason: [], action: [Generation.StageAction.STAGE_ACTION_PASS], target: "Asset", artifactType: [] }],
+                onStatus: [{ reason: [], action: [Generation.StageAction.PASS], target: "Asset", artifactType: [] }],
               },
               {
                 id: "Asset",

@@ -14,6 +14,7 @@ from api.dialects.stability.proto import generation_pb2 as wire
 from api.inputs import Intake
 from api.parts import Parts
 from api.submission import count_submit
+from storage.errors import StorageUnavailable
 from storage.image_store import ObjectMissing
 from storage.job import MAX_SEED, InpaintJob, JobStatus
 
@@ -68,10 +69,14 @@ def _follow(parts: Parts, call: Call, stay: Stay, envelope: Envelope) -> Iterato
 
 
 def _png(parts: Parts, job: InpaintJob, index: int) -> bytes | None:
-    """None where it is not there: a worker was lost, and another one makes the picture again."""
+    """None where it is not there: a worker was lost, or the store is away, and there is time for another look."""
     try:
         return parts.images.get(job.images[index].key)
     except ObjectMissing:
+        return None
+    except StorageUnavailable:
+        if job.status.is_final:
+            raise
         return None
 
 
