@@ -124,6 +124,20 @@ def test_flower_names_the_job_of_a_ticket_and_how_it_ended(service: Service) -> 
     until(lambda: any(job["id"] in result and "succeeded" in result for result in results()))
 
 
+def test_flower_shows_a_worker_online_while_it_paints(service: Service) -> None:
+    number = submit(service, instant_response=True, samples=4, steps=51).json()["id"]
+    auth = ("inpaintd", service.flower_password)
+    headers = {"Authorization": f"Bearer {service.key}"}
+
+    def state() -> str:
+        return str(requests.get(f"{service.url}/jobs/{number}", headers=headers, timeout=10).json()["status"])
+
+    until(lambda: state() == "processing")
+    workers = requests.get(f"{service.flower_url}/workers?json=1", auth=auth, timeout=10).json()["data"]
+    assert state() == "processing", "it paints still"
+    assert [each["status"] for each in workers if each["hostname"].startswith("worker@")] == [True]
+
+
 def test_a_worker_that_is_killed_comes_back_and_paints_on(service: Service) -> None:
     killed = service.pid("worker")
     os.kill(killed, signal.SIGKILL)
