@@ -71,6 +71,7 @@ WORDS = {
     "internal_error": "Internal server error. Please try again.",
 }
 FAILURE_WORDS = {
+    "input_refused": "{field} must be a public http or https URL",
     "input_unreachable": "Unable to fetch image from provided URL: {field}",
     "input_too_large": "{field} has too many bytes",
     "not_an_image": "{field} is not a valid image",

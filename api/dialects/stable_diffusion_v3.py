@@ -80,6 +80,7 @@ WORDS = {
     "internal_error": "Internal server error. Please try again.",
 }
 FAILURE_WORDS = {
+    "input_refused": "The {field} must be a public http or https URL.",
     "input_unreachable": "Unable to fetch image from provided URL: {field}",
     "input_too_large": "The {field} has too many bytes.",
     "not_an_image": "The {field} is not a valid image.",
