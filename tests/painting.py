@@ -62,6 +62,13 @@ def make_painting(model: str = "tiny", **changes: Any) -> Painting:
     return dataclasses.replace(painting, **changes)
 
 
+class _ModelsWithoutFiles(ResidentModels):
+    """For models that were never on a disk."""
+
+    def _size_of(self, _entry: ModelEntry) -> int:
+        return 0
+
+
 @contextmanager
 def running_engine(
     *entries: ModelEntry,
@@ -69,9 +76,10 @@ def running_engine(
     load: Load = load_on_cpu,
     budget_bytes: int = 2**30,
     turn_seconds: float = 20.0,
+    checks_files: bool = True,
     **engine_settings: Any,
 ) -> Iterator[Engine]:
-    models = ResidentModels(
+    models = (ResidentModels if checks_files else _ModelsWithoutFiles)(
         catalog_of(*entries), load, budget_bytes=budget_bytes, bytes_per_weight=4, turn_seconds=turn_seconds
     )
     engine = Engine(models, max_batch=max_batch, torch_threads=1, **engine_settings)

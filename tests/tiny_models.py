@@ -46,7 +46,7 @@ def make_tiny_model(
     if model.is_dir():
         return model
     quieten_libraries()
-    tokenizer = _tokenizer(folder / "words")
+    tokenizer = make_tokenizer(folder / "words")
     torch.manual_seed(weight_seed)
     make = {"sd": _stable_diffusion, "sdxl": _stable_diffusion_xl}[family]
     make(tokenizer, channels, _scheduler(prediction_type), pipeline_config).save_pretrained(model)
@@ -130,7 +130,7 @@ def catalog_of(*entries: ModelEntry) -> ModelCatalog:
     return ModelCatalog(entries=entries, default=entries[0])
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def make_tokenizer(folder: Path) -> CLIPTokenizer:
     """Single characters and a few whole words, in CLIP's byte-pair form."""
     characters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     vocabulary = characters + [character + WORD_END for character in characters]

@@ -56,16 +56,18 @@ def wanted_files(names: Iterable[str]) -> list[str]:
 
     Whole weights are preferred to half-precision ones. Raises PullFailed where weights are pickles only.
     """
-    inside = [name for name in names if name.split("/")[0] in PARTS]
+    listed = list(names)
+    family = "sdxl" if any(name.startswith("text_encoder_2/") for name in listed) else "sd"
+    inside = [name for name in listed if name.split("/")[0] in PARTS[family]]
     texts = [name for name in inside if name.endswith(TEXT_SUFFIXES)]
     weights = [name for name in inside if name.endswith(SAFETENSORS)]
     whole = [name for name in weights if "." not in name.removesuffix(SAFETENSORS)]
     halves = [name for name in weights if f".{HALF_PRECISION}" in name]
-    chosen = whole if _complete(whole) else halves
-    if not _complete(chosen):
+    chosen = whole if _complete(whole, family) else halves
+    if not _complete(chosen, family):
         raise PullFailed(f"The repository does not hold all parts as safetensors: {WHY_NO_PICKLES}.")
     return ["model_index.json", *texts, *chosen]
 
 
-def _complete(weights: Iterable[str]) -> bool:
-    return {name.split("/")[0] for name in weights} >= set(WEIGHT_PARTS)
+def _complete(weights: Iterable[str], family: str) -> bool:
+    return {name.split("/")[0] for name in weights} >= set(WEIGHT_PARTS[family])

@@ -130,6 +130,59 @@ def test_a_unet_of_another_family_is_refused(tmp_path: Path) -> None:
         load_on_cpu(tiny_entry("tiny", folder))
 
 
+def test_a_model_of_another_family_than_the_models_file_says_is_refused(original: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadModelFiles, match="of family sd, the models file says sdxl"):
+        load_on_cpu(tiny_entry("tiny", original, family="sdxl"))
+    xl = make_tiny_model(tmp_path, family="sdxl")
+    with pytest.raises(BadModelFiles, match="of family sdxl, the models file says sd"):
+        load_on_cpu(tiny_entry("tiny", xl))
+
+
+def test_a_model_of_xl_is_loaded_with_both_text_encoders(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path, family="sdxl")
+    model = load_on_cpu(tiny_entry("tiny", folder, family="sdxl"))
+    parts = (model.unet, model.vae, *(tower.encoder for tower in model.prompts.towers))
+    assert len(model.prompts.towers) == 2
+    loaded = sum(weights.numel() for part in parts for weights in part.parameters())
+    assert count_weights(find_files(Folder(folder))) == loaded
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "reason"),
+    [
+        ("unet", {"projection_class_embeddings_input_dim": 5 * 8 + 32}, "does not fit its configuration"),
+        ("vae", {"latents_mean": [0.0, 0.0, 0.0, 0.0]}, "moves its latents by a mean"),
+        ("unet", {"addition_embed_type": None}, "wants to be told other things"),
+    ],
+)
+def test_a_model_of_xl_that_wants_what_the_engine_does_not_do_is_refused(
+    tmp_path: Path, part: str, changes: dict[str, object], reason: str
+) -> None:
+    folder = make_tiny_model(tmp_path, family="sdxl")
+    _configure(part, **changes)(folder)
+    with pytest.raises(BadModelFiles, match=reason):
+        load_on_cpu(tiny_entry("tiny", folder, family="sdxl"))
+
+
+def test_a_model_of_xl_without_its_second_text_encoder_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path, family="sdxl")
+    (folder / "text_encoder_2" / "model.safetensors").unlink()
+    with pytest.raises(BadModelFiles, match="text_encoder_2"):
+        find_files(Folder(folder))
+
+
+def test_a_vae_that_overflows_in_float16_runs_in_bfloat16(original: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(original, tmp_path / "upcast"))
+    for upcast, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        _configure("vae", force_upcast=upcast)(folder)
+        model = load_model(
+            tiny_entry("tiny", folder), device=torch.device("cpu"), dtype=torch.float16, prompt_cache_entries=1
+        )
+        assert (model.vae.dtype, model.unet.dtype) == (expected, torch.float16)
+    with running_engine(tiny_entry("tiny", folder), load=lambda _entry: model) as engine:
+        assert engine.paint(make_painting(num_inference_steps=2))[0].std() > 10
+
+
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin"])
 def test_a_pickled_checkpoint_is_refused_with_the_reason(original: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")

@@ -37,6 +37,27 @@ def test_a_prompt_is_encoded_bit_for_bit_as_the_stock_pipeline_does(
     assert torch.equal(prompts.encode("").hidden, unconditional)
 
 
+@pytest.mark.parametrize("zeros", [True, False])
+@torch.inference_mode()
+def test_a_prompt_of_xl_is_encoded_bit_for_bit_as_the_stock_pipeline_does(tmp_path: Path, zeros: bool) -> None:
+    folder = make_tiny_model(tmp_path, family="sdxl", force_zeros_for_empty_prompt=zeros)
+    prompts = load_on_cpu(tiny_entry("tiny", folder, family="sdxl")).prompts
+    pipeline = load_stock(folder)
+    for negative in ("", "a blue dog"):
+        hidden, unconditional, pooled, unconditional_pooled = pipeline.encode_prompt(
+            "a red cat", device="cpu", do_classifier_free_guidance=True, negative_prompt=negative or None
+        )
+        ours = prompts.encode("a red cat")
+        nothing = prompts.encode_negative(negative, ours)
+        assert torch.equal(ours.hidden, hidden)
+        assert torch.equal(nothing.hidden, unconditional)
+        assert ours.pooled is not None
+        assert nothing.pooled is not None
+        assert torch.equal(ours.pooled, pooled)
+        assert torch.equal(nothing.pooled, unconditional_pooled)
+    assert bool((prompts.encode_negative("", ours).hidden == 0).all()) is zeros
+
+
 @torch.inference_mode()
 def test_the_texts_used_last_are_kept(folder: Path) -> None:
     model = load_on_cpu(tiny_entry("tiny", folder))
