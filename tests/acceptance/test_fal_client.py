@@ -24,9 +24,7 @@ from werkzeug import Request, Response
 
 from tests.acceptance.test_modelslab_client import HOLE, SIDE, scene
 from tests.fal_clients import verified
-from tests.service import Service, service
-
-__all__ = ["service"]
+from tests.service import Service
 
 # The client never closes its connections.
 pytestmark = [

@@ -17,9 +17,7 @@ import requests
 from tests.acceptance.test_fal_client import pngs
 from tests.acceptance.test_modelslab_client import SIDE, downloaded
 from tests.servers import needs
-from tests.service import Service, service
-
-__all__ = ["service"]
+from tests.service import Service
 
 PACKAGE = "@fal-ai/client@1.10.1"
 SCRIPT = Path(__file__).parent.parent / "javascript" / "fal.mjs"

@@ -191,6 +191,7 @@ def test_a_queued_request_is_cancelled_and_its_result_says_so(fal: Fal) -> None:
     assert (result.status_code, result.headers["X-Fal-Error-Type"]) == (499, "client_cancelled")
     again = fal.cancel(request_id)
     assert (again.status_code, again.get_json()["status"]) == (400, "ALREADY_COMPLETED")
+    assert again.get_json()["message"] == again.get_json()["detail"]
 
 
 def test_a_running_request_is_told_to_stop(fal: Fal) -> None:

@@ -24,7 +24,8 @@ from api.dialects.fal.output import (
     render_submitted,
 )
 from api.dialects.fal.requests import admitted, base_of, check_app, circumstances, find_job, job_id_of, visible
-from api.dialects.fal.words import render_failure
+from api.dialects.fal.words import render_error, render_failure
+from api.errors import AlreadyOver
 from api.openapi import documented
 from api.parts import parts
 from storage.job import InpaintJob, JobStatus
@@ -94,7 +95,7 @@ def cancel(owner: str, alias: str, request_id: str, sub: str = "") -> ResponseRe
     job = find_job(request_id, api_key)
     after = visible(parts().jobs.cancel(job.job_id), api_key)
     if job.status.is_final or after.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
-        return answer({"status": "ALREADY_COMPLETED", "detail": "The request is finished already"}, 400)
+        return answer({"status": "ALREADY_COMPLETED", **render_error(AlreadyOver()).body}, HTTPStatus.BAD_REQUEST)
     return answer({"status": "CANCELLATION_REQUESTED"}, HTTPStatus.ACCEPTED)
 
 
