@@ -34,7 +34,7 @@ def a_request(*prompts: wire.Prompt, **changes: Any) -> wire.Request:
     outer = {name: changes.pop(name) for name in ("engine_id", "request_id", "extras") if name in changes}
     pictures = [artifact(wire.ARTIFACT_IMAGE, png(64, 64)), artifact(wire.ARTIFACT_MASK, png(64, 64))]
     request = wire.Request(engine_id=ENGINE, prompt=[*(prompts or [text("a red circle")]), *pictures])
-    image = {"width": 64, "height": 64, "samples": 1, "steps": 4, "seed": [7]} | changes
+    image: dict[str, Any] = {"width": 64, "height": 64, "samples": 1, "steps": 4, "seed": [7]} | changes
     request.image.CopyFrom(wire.ImageParameters(**{name: value for name, value in image.items() if value is not None}))
     request.MergeFrom(wire.Request(**outer))
     return request
