@@ -74,12 +74,12 @@ class Arrivals:
     @contextmanager
     def place(self) -> Iterator[None]:
         """One of the places of those who wait, for as long as the block runs. Raises NoPlace."""
-        if not (self._places and self._places.acquire(blocking=False)):
+        if not self.take_place():
             raise NoPlace
         try:
             yield
         finally:
-            self._places.release()
+            self.leave_place()
 
     def follow(self, job: InpaintJob, *, every_seconds: Callable[[], float]) -> Iterator[InpaintJob]:
         """The job now, whenever it may have changed, and after so many seconds; the last time when it is over.

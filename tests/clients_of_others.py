@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.servers import needs
@@ -40,12 +40,11 @@ def node_packages(name: str, versions: Mapping[str, str]) -> Path:
     return _fetched(folder, command, f"the npm packages {pinned}")
 
 
-def _fetched(folder: Path, command: object, what: str) -> Path:
+def _fetched(folder: Path, command: Callable[[Path], list[str]], what: str) -> Path:
     if folder.is_dir():
         return folder
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    assert callable(command)
     done = subprocess.run(command(unfinished), capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
     if done.returncode:
         needs(f"{what} ({done.stderr.strip()[-300:]})", "from its registry")

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from api.dialects.stability.native import open_server
+from api.dialects.stability.native import open_pool, open_server
 from api.dialects.stability.proto import generation_pb2 as wire
 from api.dialects.stability.settings import GrpcSettings
 from tests.front_end import FrontEnd, png
@@ -34,7 +34,7 @@ def a_request(*prompts: wire.Prompt, **changes: Any) -> wire.Request:
     outer = {name: changes.pop(name) for name in ("engine_id", "request_id", "extras") if name in changes}
     pictures = [artifact(wire.ARTIFACT_IMAGE, png(64, 64)), artifact(wire.ARTIFACT_MASK, png(64, 64))]
     request = wire.Request(engine_id=ENGINE, prompt=[*(prompts or [text("a red circle")]), *pictures])
-    image = {"width": 64, "height": 64, "samples": 1, "steps": 4, "seed": [7]} | changes
+    image: dict[str, Any] = {"width": 64, "height": 64, "samples": 1, "steps": 4, "seed": [7]} | changes
     request.image.CopyFrom(wire.ImageParameters(**{name: value for name, value in image.items() if value is not None}))
     request.MergeFrom(wire.Request(**outer))
     return request
@@ -72,11 +72,15 @@ class Channel:
 @contextmanager
 def native(front_end: FrontEnd, *, key: str | None = None, **settings: Any) -> Iterator[Channel]:
     """A running server and a channel to it; `key` is sent with every call."""
-    server, ports = open_server(front_end.parts, GrpcSettings(**({"grpc_port": 0} | settings)))
-    server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{ports['plaintext']}") as channel:
-        yield Channel(channel, key)
-    server.stop(None).wait()
+    chosen = GrpcSettings(**({"grpc_port": 0} | settings))
+    with open_pool(chosen) as pool:
+        server, ports = open_server(front_end.parts, chosen, pool)
+        server.start()
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{ports['plaintext']}") as channel:
+                yield Channel(channel, key)
+        finally:
+            server.stop(None).wait()
 
 
 def pictures(answers: Any) -> list[wire.Artifact]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
+from api.dialects.stability.proto import generation_pb2 as wire
 from tests.clients_of_others import python_package
-from tests.service import Service, service
+from tests.service import SOURCE_DIR, Service, service
+from tests.stability import Channel, a_request, pictures, text
 from tests.stability_scene import SIDE, assert_red_in_the_black_part_only, encoded, mask, picture, pixels
 
 __all__ = ["service"]
@@ -160,3 +164,40 @@ def test_the_command_line_writes_the_picture(sdk: Path, service: Service, tmp_pa
     assert done.returncode == 0, done.stderr
     (written,) = [path for path in tmp_path.glob("*.png") if path.name not in ("init.png", "mask.png")]
     assert_red_in_the_black_part_only(pixels(base64.b64encode(written.read_bytes()).decode()))
+
+
+def test_every_sampler_paints(service: Service) -> None:
+    drawn = [base64.b64decode(encoded(image)) for image in (picture(), mask())]
+    made = {}
+    with grpc.insecure_channel(service.grpc_host) as channel:
+        for name, sampler in wire.DiffusionSampler.items():
+            request = a_request(text("a red circle on a white background"), width=SIDE, height=SIDE, steps=12)
+            request.prompt[1].artifact.binary, request.prompt[2].artifact.binary = drawn
+            request.image.transform.diffusion = sampler
+            (result,) = pictures(Channel(channel, None).generate(request, timeout=30))
+            made[name] = result.binary
+            result_pixels = pixels(base64.b64encode(result.binary).decode())
+            assert np.array_equal(
+                result_pixels[np.asarray(mask()) == 255], np.asarray(picture())[np.asarray(mask()) == 255]
+            )
+    assert len(set(made.values())) == len(made) == 11
+
+
+def test_the_documented_example_writes_its_picture(sdk: Path, service: Service, tmp_path: Path) -> None:
+    readme = (SOURCE_DIR / "README.md").read_text()
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "stability_sdk" in block]
+    (tmp_path / "deploy").symlink_to(SOURCE_DIR / "deploy")
+    here = example.replace("127.0.0.1:50051", service.grpc_host)
+    assert here != example
+    done = subprocess.run(
+        [sys.executable, "-c", here],
+        cwd=tmp_path,
+        env=environment(sdk),
+        capture_output=True,
+        text=True,
+        timeout=CALL_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made = pixels(base64.b64encode((tmp_path / "image-7.png").read_bytes()).decode())
+    assert made.shape == (256, 256, 3)

@@ -149,7 +149,8 @@ def test_what_is_asked_arrives_in_the_job(front_end: FrontEnd, channel: Channel)
     assert (made.guidance_scale, made.strength, made.seeds) == (9.5, 0.7, (5, 9))
     assert made.mask_paints is MaskPaints.BLACK
     assert made.wire["sampler"] == "SAMPLER_K_DPMPP_SDE"
-    assert made.wire["sampler_painted_as"] == made.scheduler
+    assert made.wire["sampler_painted_as"] == "DPMSolverMultistepScheduler (sde-dpmsolver++)"
+    assert (made.scheduler, made.algorithm_type) == ("DPMSolverMultistepScheduler", "sde-dpmsolver++")
     assert made.wire["style_preset"] == "photographic"
 
 

@@ -13,12 +13,12 @@ from api.dialects.stability.errors import Code, WireStatus
 from api.dialects.stability.joining import sameness
 from api.dialects.stability.parse import Circumstances, parse
 from api.dialects.stability.proto import generation_pb2 as wire
-from api.dialects.stability.samplers import NEAREST
+from api.dialects.stability.samplers import TWINS
 from api.dialects.stability.styles import STYLES
 from api.errors import InvalidFields, UnknownModel
 from storage.job import InpaintJob, MaskedAreaInit, MaskPaints, WeightedPrompt
 from storage.model_catalog import load_catalog
-from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS
+from storage.schedulers import SCHEDULERS
 from storage.settings import StorageSettings
 from tests.front_end import png
 from tests.stability import a_request, text
@@ -191,8 +191,8 @@ def test_every_sampler_has_a_scheduler_that_is_offered(sampler: int) -> None:
     request.image.transform.diffusion = sampler  # type: ignore[assignment]  # enums of the wire are numbers
     job = parsed(request)
     assert job.scheduler in SCHEDULERS
-    assert job.scheduler == next(name for name in NEAREST[sampler] if name in SCHEDULERS)
-    assert set(NEAREST[sampler]) <= KNOWN_SCHEDULERS | {"DPMSolverSDEScheduler"}
+    assert job.algorithm_type in (None, *SCHEDULERS[job.scheduler].algorithm_types)
+    assert job.wire["sampler_painted_as"] == TWINS[sampler].name
     assert job.wire["sampler"] == wire.DiffusionSampler.Name(sampler)
 
 

@@ -9,7 +9,7 @@ import threading
 import structlog
 
 from api.app import make_parts
-from api.dialects.stability.native import CannotListen, open_server
+from api.dialects.stability.native import CannotListen, open_pool, open_server
 from api.dialects.stability.settings import GrpcSettings
 from api.settings import ApiSettings
 from storage.logs import configure_logging
@@ -23,8 +23,9 @@ def main() -> int:
     configure_logging(storage_settings)
     api_settings = ApiSettings().model_copy(update={"max_waiting_clients": settings.grpc_streams})
     parts = make_parts(api_settings, storage_settings)
+    pool = open_pool(settings)
     try:
-        server, ports = open_server(parts, settings)
+        server, ports = open_server(parts, settings, pool)
     except CannotListen as error:
         log.critical("cannot_listen", reason=str(error))
         return 1
@@ -37,6 +38,7 @@ def main() -> int:
     # Those who wait are told to come again; their jobs go on meanwhile.
     parts.arrivals.close()
     server.stop(settings.grpc_grace_seconds).wait()
+    pool.shutdown()
     return 0
 
 

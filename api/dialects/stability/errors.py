@@ -47,6 +47,7 @@ FAILURE_WORDS: Mapping[str, tuple[grpc.StatusCode, str]] = {
     "model_unavailable": (Code.FAILED_PRECONDITION, "The engine cannot be loaded."),
     "out_of_memory": (Code.FAILED_PRECONDITION, "Not enough memory for this picture: try a smaller one."),
     "timed_out": (Code.DEADLINE_EXCEEDED, "The picture took too long."),
+    "start_timed_out": (Code.DEADLINE_EXCEEDED, "The request did not start in time."),
     "content_filtered": (Code.INVALID_ARGUMENT, "Invalid prompts detected"),
     "cancelled": (Code.CANCELLED, "The request was cancelled."),
     "worker_lost": (Code.INTERNAL, "The picture could not be made: try again."),

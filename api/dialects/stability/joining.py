@@ -81,12 +81,12 @@ class Stay:
             if self._left or self._parts.arrivals.closed:
                 return
             self._left = True
-        try:
-            if self._watchers.unwatch(self._watched, self._watcher):
-                self._parts.jobs.cancel(self._watched.job_id)
-                log.info("job_given_up", **self.job.log_context())
-        except StorageUnavailable:
-            log.warning("job_not_given_up", **self.job.log_context())
+            try:
+                if self._watchers.unwatch(self._watched, self._watcher):
+                    self._parts.jobs.cancel(self._watched.job_id)
+                    log.info("job_given_up", **self.job.log_context())
+            except StorageUnavailable:
+                log.warning("job_not_given_up", **self.job.log_context())
 
 
 def submit_or_join(parts: Parts, intake: Intake, job: InpaintJob, same: Sameness | None) -> Stay:

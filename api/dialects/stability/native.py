@@ -26,10 +26,15 @@ class CannotListen(Exception):
     """A port cannot be used."""
 
 
-def open_server(parts: Parts, settings: GrpcSettings) -> tuple[grpc.Server, dict[str, int]]:
+def open_pool(settings: GrpcSettings) -> ThreadPoolExecutor:
+    """The threads in which calls run: to be shut down after the server has stopped, before what the calls use."""
+    return ThreadPoolExecutor(settings.grpc_streams + SPARE_THREADS, thread_name_prefix="grpc")
+
+
+def open_server(parts: Parts, settings: GrpcSettings, pool: ThreadPoolExecutor) -> tuple[grpc.Server, dict[str, int]]:
     """A server, not started yet, and its ports: `plaintext`, `tls` or both. Raises CannotListen."""
     server = grpc.server(
-        ThreadPoolExecutor(settings.grpc_streams + SPARE_THREADS, thread_name_prefix="grpc"),
+        pool,
         options=[
             # Its own words for what is larger hold "message larger than max", which clients look for.
             ("grpc.max_receive_message_length", parts.settings.max_body_bytes),

@@ -11,7 +11,7 @@ from typing import Any
 
 from api.dialects.stability.errors import Code, WireStatus
 from api.dialects.stability.proto import generation_pb2 as wire
-from api.dialects.stability.samplers import scheduler_for
+from api.dialects.stability.samplers import TWINS, Twin
 from api.dialects.stability.styles import STYLES, styled
 from api.errors import InvalidFields, Problem, UnknownModel
 from storage.job import MAX_SEED, InpaintJob, MaskedAreaInit, MaskPaints, WeightedPrompt
@@ -70,7 +70,7 @@ def parse(request: wire.Request, circumstances: Circumstances) -> InpaintJob:
         for name in ("width", "height")
     )
     cfg_scale, start = _step_parameters(image, entry, problems)
-    scheduler, fill = _scheduler(image, entry, problems), FILLS.get(image.masked_area_init)
+    twin, fill = _twin(image, entry, problems), FILLS.get(image.masked_area_init)
     if fill is None:
         problems.add("masked_area_init", "not_a_choice")
     problems.raise_any()
@@ -99,8 +99,9 @@ def parse(request: wire.Request, circumstances: Circumstances) -> InpaintJob:
         strength=start,
         seed=seeds[0],
         seeds=seeds,
-        scheduler=scheduler,
-        wire=_noted(request, scheduler, preset),
+        scheduler=twin.scheduler,
+        algorithm_type=twin.algorithm_type,
+        wire=_noted(request, twin, preset),
         submitted_at=circumstances.now,
     )
 
@@ -179,14 +180,14 @@ def _step_parameters(image: wire.ImageParameters, entry: ModelEntry, problems: _
     return cfg_scale, start
 
 
-def _scheduler(image: wire.ImageParameters, entry: ModelEntry, problems: _Problems) -> str:
+def _twin(image: wire.ImageParameters, entry: ModelEntry, problems: _Problems) -> Twin:
+    """What paints for the sampler asked for; the model's own scheduler where none is."""
+    own = Twin(entry.scheduler)
     if not image.transform.HasField("diffusion"):
-        return entry.scheduler
-    try:
-        return scheduler_for(image.transform.diffusion)
-    except KeyError:
+        return own
+    if image.transform.diffusion not in TWINS:
         problems.add("transform.diffusion", "not_a_choice")
-        return entry.scheduler
+    return TWINS.get(image.transform.diffusion, own)
 
 
 def _preset(request: wire.Request) -> str:
@@ -238,7 +239,7 @@ def _seeds(listed: Sequence[int], samples: int, random_seed: Callable[[], int]) 
     return tuple(seeds)
 
 
-def _noted(request: wire.Request, scheduler: str, preset: str) -> dict[str, Any]:
+def _noted(request: wire.Request, twin: Twin, preset: str) -> dict[str, Any]:
     """What the record keeps of the wire's own words."""
     noted: dict[str, Any] = {
         "request_id": request.request_id[:SHOWN_CHARS],
@@ -247,5 +248,5 @@ def _noted(request: wire.Request, scheduler: str, preset: str) -> dict[str, Any]
     }
     if request.image.transform.HasField("diffusion"):
         sampler = wire.DiffusionSampler.Name(request.image.transform.diffusion)
-        noted |= {"sampler": sampler, "sampler_painted_as": scheduler}
+        noted |= {"sampler": sampler, "sampler_painted_as": twin.name}
     return noted

@@ -1,29 +1,41 @@
-"""The samplers of the wire, each with the schedulers that come nearest to it, nearest first."""
+"""The samplers of the wire, each with diffusers' scheduler that is its twin or comes nearest to it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from api.dialects.stability.proto import generation_pb2 as wire
-from storage.schedulers import SCHEDULERS
 
-# Where the first is diffusers' own twin of the sampler, it alone would do. 2S ancestral has none, and
-# diffusers' SDE solver needs a package (torchsde) that is not carried.
-NEAREST: Mapping[int, tuple[str, ...]] = {
-    wire.SAMPLER_DDIM: ("DDIMScheduler",),
-    wire.SAMPLER_DDPM: ("DDPMScheduler", "DDIMScheduler"),
-    wire.SAMPLER_K_EULER: ("EulerDiscreteScheduler",),
-    wire.SAMPLER_K_EULER_ANCESTRAL: ("EulerAncestralDiscreteScheduler",),
-    wire.SAMPLER_K_HEUN: ("HeunDiscreteScheduler", "EulerDiscreteScheduler"),
-    wire.SAMPLER_K_DPM_2: ("KDPM2DiscreteScheduler", "DPMSolverMultistepScheduler"),
-    wire.SAMPLER_K_DPM_2_ANCESTRAL: ("KDPM2AncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-    wire.SAMPLER_K_LMS: ("LMSDiscreteScheduler", "EulerDiscreteScheduler"),
-    wire.SAMPLER_K_DPMPP_2S_ANCESTRAL: ("DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler"),
-    wire.SAMPLER_K_DPMPP_2M: ("DPMSolverMultistepScheduler",),
-    wire.SAMPLER_K_DPMPP_SDE: ("DPMSolverSDEScheduler", "DPMSolverMultistepScheduler"),
+SDE_SOLVER = "sde-dpmsolver++"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """`is_exact`: diffusers has this very sampler."""
+
+    scheduler: str
+    algorithm_type: str | None = None
+    is_exact: bool = True
+
+    @property
+    def name(self) -> str:
+        """As people read it."""
+        return f"{self.scheduler} ({self.algorithm_type})" if self.algorithm_type else self.scheduler
+
+
+# Of 2S ancestral diffusers has none: the nearest takes single steps and adds noise after each. Its own twin of
+# the SDE sampler needs a package (torchsde) that is not carried: the nearest solves the same equation.
+TWINS: Mapping[int, Twin] = {
+    wire.SAMPLER_DDIM: Twin("DDIMScheduler"),
+    wire.SAMPLER_DDPM: Twin("DDPMScheduler"),
+    wire.SAMPLER_K_EULER: Twin("EulerDiscreteScheduler"),
+    wire.SAMPLER_K_EULER_ANCESTRAL: Twin("EulerAncestralDiscreteScheduler"),
+    wire.SAMPLER_K_HEUN: Twin("HeunDiscreteScheduler"),
+    wire.SAMPLER_K_DPM_2: Twin("KDPM2DiscreteScheduler"),
+    wire.SAMPLER_K_DPM_2_ANCESTRAL: Twin("KDPM2AncestralDiscreteScheduler"),
+    wire.SAMPLER_K_LMS: Twin("LMSDiscreteScheduler"),
+    wire.SAMPLER_K_DPMPP_2S_ANCESTRAL: Twin("DPMSolverSinglestepScheduler", SDE_SOLVER, is_exact=False),
+    wire.SAMPLER_K_DPMPP_2M: Twin("DPMSolverMultistepScheduler"),
+    wire.SAMPLER_K_DPMPP_SDE: Twin("DPMSolverMultistepScheduler", SDE_SOLVER, is_exact=False),
 }
-
-
-def scheduler_for(sampler: int) -> str:
-    """The nearest of the schedulers that this installation has. Raises KeyError for no sampler of the wire."""
-    return next(name for name in NEAREST[sampler] if name in SCHEDULERS)
