@@ -22,6 +22,7 @@ from types import FrameType
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from tests.benchmarks.fal_polling import fal_polling
 from tests.benchmarks.figures import Findings, markdown
 from tests.benchmarks.latency import latency
 from tests.benchmarks.machine import load, machine_facts
@@ -42,13 +43,15 @@ class Counts:
     burst_submits: int = 400
     jobs: int = 60
     encodes: int = 15
+    polling_seconds: float = 10.0
 
 
-QUICK = Counts(pairs=2, bursts=1, burst_submits=64, jobs=5, encodes=3)
+QUICK = Counts(pairs=2, bursts=1, burst_submits=64, jobs=5, encodes=3, polling_seconds=2.0)
 
 # In this order: the last two leave the service without its worker.
 SERVED: Mapping[str, Callable[[Service, Counts], Findings]] = {
     "a": lambda service, counts: one_job(service, pairs=counts.pairs),
+    "f": lambda service, counts: fal_polling(service, seconds=counts.polling_seconds),
     "c": lambda service, counts: latency(service, jobs=counts.jobs),
     "b": lambda service, counts: submits(service, rounds=counts.bursts, count=counts.burst_submits),
 }
