@@ -9,20 +9,23 @@ import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import redis
 
 from storage import cancellations
 from storage.cancellations import Cancellations
+from storage.due_times import HOLD_SECONDS, DueTimes, ExpiryKind
 from storage.errors import StorageUnavailable
 from storage.job import OBJECT_REFERENCE, Failure, InpaintJob, JobStatus, Priority, ResultImage
-from storage.redis_client import PREFIX, Scripts, open_redis, redis_outages
+from storage.redis_client import PREFIX, Scripts, open_redis, redis_key, redis_outages
+from storage.roster import Roster, Runtime
 from storage.settings import DAY_SECONDS, StorageSettings
 
 __all__ = [
     "DONE_CHANNEL",
     "Beat",
+    "ExpiryKind",
     "Idempotency",
     "IdempotencyConflict",
     "JobStore",
@@ -34,13 +37,8 @@ __all__ = [
 
 DONE_CHANNEL = PREFIX + "done"
 IDEMPOTENCY_SECONDS = DAY_SECONDS
-WORKER_SILENCE_SECONDS = 10.0
-RUNTIME_WEIGHT = 0.3  # of the newest run in the moving average
-HOLD_SECONDS = 60.0
 LEASES_AT_ONCE = 100
 PRIORITIES = sorted((priority.value for priority in Priority), reverse=True)
-
-ExpiryKind = Literal["results", "records", "inputs", "deliveries"]
 
 
 class QueueFull(Exception):
@@ -81,23 +79,14 @@ class Pulse:
     cancelled: bool
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """A moving average over finished jobs: seconds from claim to stored, per UNet evaluation."""
-
-    seconds_per_evaluation: float
-    jobs: int
-
-
-class JobStore:
+class JobStore(DueTimes, Roster):
     """All methods raise StorageUnavailable while Redis is out of service."""
 
     def __init__(
         self, client: redis.Redis, settings: StorageSettings, *, clock: Callable[[], float] | None = None
     ) -> None:
-        self._redis: Any = client  # redis-py's types do not know that answers are decoded
+        super().__init__(client, clock=clock)
         self._settings = settings
-        self._clock = clock
         scripts = Scripts(client)
         self._submit = scripts.load("submit")
         self._claim = scripts.load("claim")
@@ -105,7 +94,6 @@ class JobStore:
         self._heartbeat = scripts.load("heartbeat")
         self._position = scripts.load("position")
         self._look = scripts.load("look")
-        self._take_due = scripts.load("take_due")
         self._publish = scripts.load("publish")
 
     # -- the API's side ---------------------------------------------------------------------------
@@ -158,7 +146,7 @@ class JobStore:
 
     def get(self, job_id: str) -> InpaintJob | None:
         with redis_outages():
-            return _load(self._redis.hgetall(_key("job", job_id)))
+            return _load(self._redis.hgetall(redis_key("job", job_id)))
 
     def look(self, job_id: str) -> tuple[InpaintJob, int | None] | None:
         """The job, and how many jobs will be claimed before it while it waits: one round trip."""
@@ -168,10 +156,10 @@ class JobStore:
         return None if job is None else (job, ahead)
 
     def by_number(self, number: int) -> InpaintJob | None:
-        return self._by_alias(_key("number", number))
+        return self._by_alias(redis_key("number", number))
 
     def by_image_id(self, image_id: str) -> InpaintJob | None:
-        return self._by_alias(_key("image", image_id))
+        return self._by_alias(redis_key("image", image_id))
 
     def position(self, job: InpaintJob) -> int:
         """How many jobs will be claimed before this one; 0 as well for a job that no longer waits."""
@@ -181,17 +169,17 @@ class JobStore:
     def waiting_count(self, key_id: str | None = None) -> int:
         """Jobs in the waiting index: one key's, or all."""
         with redis_outages():
-            rings = {p: [key_id] if key_id else self._redis.zrange(_key("waiting", p), 0, -1) for p in PRIORITIES}
+            rings = {p: [key_id] if key_id else self._redis.zrange(redis_key("waiting", p), 0, -1) for p in PRIORITIES}
             with self._redis.pipeline(transaction=False) as pipeline:
                 for priority, key_ids in rings.items():
                     for each in key_ids:
-                        pipeline.zcard(_key("waiting", priority, each))
+                        pipeline.zcard(redis_key("waiting", priority, each))
                 return sum(pipeline.execute())
 
     def processing(self) -> list[InpaintJob]:
         with redis_outages(), self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in self._redis.zrange(_key("leases"), 0, -1):
-                pipeline.hgetall(_key("job", job_id))
+            for job_id in self._redis.zrange(redis_key("leases"), 0, -1):
+                pipeline.hgetall(redis_key("job", job_id))
             jobs = [_load(fields) for fields in pipeline.execute()]
         return [job for job in jobs if job is not None]
 
@@ -203,7 +191,7 @@ class JobStore:
                     break
             elif job.status is JobStatus.PROCESSING:
                 with redis_outages(), self._redis.pipeline() as pipeline:
-                    pipeline.hset(_key("job", job_id), "cancel", "1")
+                    pipeline.hset(redis_key("job", job_id), "cancel", "1")
                     pipeline.publish(cancellations.CHANNEL, job_id)
                     pipeline.execute()
                 break
@@ -226,7 +214,7 @@ class JobStore:
             if job is not None and job.status is JobStatus.QUEUED and not job.fence and self.fail_late_start(job):
                 late.append(job)
             with redis_outages():
-                self._redis.zrem(_key("starts"), job_id)
+                self._redis.zrem(redis_key("starts"), job_id)
         return late
 
     # -- the worker's side ------------------------------------------------------------------------
@@ -250,7 +238,7 @@ class JobStore:
             before = _load(dict(zip(fields[::2], fields[1::2], strict=True)))
             if before is None:
                 raise LookupError("a job without a record stood in the waiting index")
-            self._redis.hset(_key("job", before.job_id), "worker", worker)
+            self._redis.hset(redis_key("job", before.job_id), "worker", worker)
         return before.claimed(at=float(now))
 
     def heartbeat(self, beats: Sequence[Beat]) -> dict[str, Pulse]:
@@ -284,13 +272,13 @@ class JobStore:
     def return_expired_leases(self) -> list[InpaintJob]:
         """Jobs whose worker went silent: back to the queue, or failed after the last attempt."""
         with redis_outages():
-            expired = self._redis.zrangebyscore(_key("leases"), "-inf", self.now(), start=0, num=LEASES_AT_ONCE)
+            expired = self._redis.zrangebyscore(redis_key("leases"), "-inf", self.now(), start=0, num=LEASES_AT_ONCE)
         changed = []
         for job_id in expired:
             job = self.get(job_id)
             if job is None or job.status is not JobStatus.PROCESSING:
                 with redis_outages():
-                    self._redis.zrem(_key("leases"), job_id)
+                    self._redis.zrem(redis_key("leases"), job_id)
             elif self._end_claim(after := self._after_lost_worker(job), only_expired=True):
                 changed.append(after)
         return changed
@@ -308,121 +296,17 @@ class JobStore:
             job = job.cancelled(at=self.now())
         return self._change(job, job, was=JobStatus.PROCESSING, only_expired=only_expired)
 
-    # -- workers and their speed ------------------------------------------------------------------
-
-    def heartbeat_worker(self, worker: str, info: Mapping[str, Any]) -> None:
-        """Say that this worker lives; it is forgotten after a few silent seconds."""
-        now = self.now()
-        with redis_outages():
-            gone = self._redis.zrangebyscore(_key("workers"), "-inf", now - WORKER_SILENCE_SECONDS)
-        with redis_outages(), self._redis.pipeline() as pipeline:
-            if gone:
-                pipeline.zrem(_key("workers"), *gone)
-                pipeline.hdel(_key("worker_info"), *gone)
-            pipeline.zadd(_key("workers"), {worker: now})
-            pipeline.hset(_key("worker_info"), worker, json.dumps(dict(info)))
-            pipeline.execute()
-
-    def forget_worker(self, worker: str) -> None:
-        with redis_outages(), self._redis.pipeline() as pipeline:
-            pipeline.zrem(_key("workers"), worker)
-            pipeline.hdel(_key("worker_info"), worker)
-            pipeline.execute()
-
-    def workers(self) -> list[dict[str, Any]]:
-        """What the living workers last said of themselves, each with its `worker` name."""
-        with redis_outages():
-            silent_since = self.now() - WORKER_SILENCE_SECONDS
-            with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.zrangebyscore(_key("workers"), silent_since, "+inf")
-                pipeline.hgetall(_key("worker_info"))
-                living, infos = pipeline.execute()
-        return [{"worker": worker, **json.loads(infos[worker])} for worker in living if worker in infos]
-
-    def record_runtime(self, model: str, width: int, height: int, evaluations: int, seconds: float) -> None:
-        """Remember how long a job took. `width` and `height` are those at which the model worked;
-        `evaluations` counts every UNet evaluation of the job (images times steps)."""
-        latest = seconds / max(1, evaluations)
-        field = f"{width}x{height}"
-        with redis_outages():
-            before = self._redis.hget(_key("runtimes", model), field)
-            average, jobs = json.loads(before) if before else (latest, 0)
-            average += RUNTIME_WEIGHT * (latest - average)
-            self._redis.hset(_key("runtimes", model), field, json.dumps([average, jobs + 1]))
-
-    def runtimes(self, model: str) -> dict[tuple[int, int], Runtime]:
-        """By the size at which the model worked."""
-        with redis_outages():
-            rows = self._redis.hgetall(_key("runtimes", model))
-        measured = {}
-        for size, row in rows.items():
-            width, height = size.split("x")
-            average, jobs = json.loads(row)
-            measured[int(width), int(height)] = Runtime(seconds_per_evaluation=average, jobs=jobs)
-        return measured
-
-    # -- what falls due ---------------------------------------------------------------------------
-
-    def claim_due_webhooks(self, limit: int, *, hold_seconds: float) -> list[str]:
-        """Jobs whose webhook is due; each comes again after `hold_seconds` unless it is settled."""
-        with redis_outages():
-            due: list[str] = self._take_due(self._given_now(), "webhooks", limit, hold_seconds)
-        return due
-
-    def set_webhook_due(self, job_id: str, at: float) -> None:
-        with redis_outages():
-            self._redis.zadd(_key("webhooks"), {job_id: at})
-
-    def clear_webhook(self, job_id: str) -> None:
-        with redis_outages():
-            self._redis.zrem(_key("webhooks"), job_id)
-
-    def keep_until(self, kind: ExpiryKind, member: str, at: float, *, longer: bool = False) -> None:
-        """Note when something's time is over. Members: object keys for inputs, else job ids.
-
-        `longer`: a later time noted before stays.
-        """
-        with redis_outages():
-            self._redis.zadd(_key("expiry", kind), {member: at}, gt=longer)
-
-    def claim_expired(self, kind: ExpiryKind, limit: int) -> list[str]:
-        """What is over; whatever is not forgotten comes again after a minute."""
-        with redis_outages():
-            over: list[str] = self._take_due(self._given_now(), f"expiry:{kind}", limit, HOLD_SECONDS)
-        return over
-
-    def forget(self, kind: ExpiryKind, member: str) -> None:
-        with redis_outages():
-            self._redis.zrem(_key("expiry", kind), member)
-
-    def is_input_in_use(self, object_key: str) -> bool:
-        """Whether a job that is not over needs this picture."""
-        with redis_outages():
-            return bool(self._redis.hexists(_key("inputs_in_use"), object_key))
-
     def drop_record(self, job_id: str) -> None:
         """Delete all that is known of a job that is over. Its pictures are the caller's to delete first."""
         job = self.get(job_id)
         with redis_outages(), self._redis.pipeline() as pipeline:
             if job is not None:
-                pipeline.delete(_key("number", job.number), _key("image", job.image_id))
-            pipeline.delete(_key("job", job_id))
-            pipeline.zrem(_key("webhooks"), job_id)
-            pipeline.zrem(_key("starts"), job_id)
-            pipeline.zrem(_key("expiry", "records"), job_id)
+                pipeline.delete(redis_key("number", job.number), redis_key("image", job.image_id))
+            pipeline.delete(redis_key("job", job_id))
+            pipeline.zrem(redis_key("webhooks"), job_id)
+            pipeline.zrem(redis_key("starts"), job_id)
+            pipeline.zrem(redis_key("expiry", "records"), job_id)
             pipeline.execute()
-
-    def ping(self) -> None:
-        with redis_outages():
-            self._redis.ping()
-
-    def now(self) -> float:
-        """Seconds since the epoch, by the clock that leases and due times go by (Redis' own)."""
-        if self._clock is not None:
-            return self._clock()
-        with redis_outages():
-            seconds, microseconds = self._redis.time()
-        return float(seconds + microseconds / 1e6)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -466,13 +350,6 @@ class JobStore:
         with redis_outages():
             job_id = self._redis.get(alias)
         return self.get(job_id) if job_id else None
-
-    def _given_now(self) -> str:
-        return "" if self._clock is None else repr(self._clock())
-
-
-def _key(*parts: object) -> str:
-    return PREFIX + ":".join(str(part) for part in parts)
 
 
 def _stored_inputs(job: InpaintJob) -> list[str]:

@@ -69,3 +69,31 @@ class Scripts:
         """A callable that runs the script with its arguments; the caller translates outages."""
         script = self._client.register_script(self._prelude + (self._folder / f"{name}.lua").read_text())
         return lambda *args: script(args=args)
+
+
+def redis_key(*parts: object) -> str:
+    """The name of one of our keys."""
+    return PREFIX + ":".join(str(part) for part in parts)
+
+
+class RedisPart:
+    """What speaks to Redis, and goes by its clock. `clock` (a test's) answers seconds since the epoch."""
+
+    def __init__(self, client: redis.Redis, *, clock: Callable[[], float] | None = None) -> None:
+        self._redis: Any = client  # redis-py's types do not know that answers are decoded
+        self._clock = clock
+
+    def ping(self) -> None:
+        with redis_outages():
+            self._redis.ping()
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock that leases and due times go by (Redis' own)."""
+        if self._clock is not None:
+            return self._clock()
+        with redis_outages():
+            seconds, microseconds = self._redis.time()
+        return float(seconds + microseconds / 1e6)
+
+    def _given_now(self) -> str:
+        return "" if self._clock is None else repr(self._clock())
