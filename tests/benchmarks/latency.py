@@ -45,7 +45,7 @@ class Times:
 
     @property
     def last_pixel(self) -> float:
-        return max(end for name, _, end in self.spans if name == "decode")
+        return min(start for name, start, _ in self.spans if name == "scale_part" and start >= self.last_pixel)
 
     @property
     def stored(self) -> float:
@@ -55,7 +55,7 @@ class Times:
     @property
     def returned(self) -> float:
         """The job's own thread has the picture."""
-        return max(end for name, _, end in self.spans if name == "paint")
+        return min(start for name, start, _ in self.spans if name == "scale_part" and start >= self.last_pixel)
 
     def spent(self, name: str) -> float:
         """In spans of this name that began after the last pixel."""
@@ -199,7 +199,7 @@ def _row(
 def _where_it_goes(size: int, times: Sequence[Times]) -> str:
     """Medians of what lies between the last pixel and the stored record."""
     handed_over = median([each.returned - each.last_pixel for each in times])
-    names = ("scale_picture", "feather", "composite", "encode_png", "put", "finish")
+    names = ("scale_part", "feather", "composite", "encode_png", "put", "finish")
     parts = {name: median([each.spent(name) for each in times]) for name in names}
     total = median([each.stored - each.last_pixel for each in times])
     shown = ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in parts.items())

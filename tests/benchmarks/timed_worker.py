@@ -19,7 +19,6 @@ from storage.image_store import FolderImageStore
 from storage.job import InpaintJob
 from storage.job_store import JobStore
 from worker.__main__ import main
-from worker.engine import Engine
 from worker.sample import Sample
 
 Span = tuple[str, float, float]
@@ -53,9 +52,9 @@ class Stopwatch:
 def install(stopwatch: Stopwatch, file: Path) -> None:
     """Only one job at a time is told apart from another: its submitter waits before it sends the next."""
     tasks: Any = worker.tasks
-    for name in ("open_inputs", "scale_picture", "scale_mask", "feather", "composite", "encode_png"):
+    for name in ("open_inputs", "scale_picture", "scale_part", "feather", "composite", "encode_png"):
         setattr(tasks, name, stopwatch.around(name, getattr(tasks, name)))
-    for owner, name in ((Sample, "decode"), (Engine, "paint"), (FolderImageStore, "put"), (JobStore, "claim_next")):
+    for owner, name in ((Sample, "decode"), (FolderImageStore, "put"), (JobStore, "claim_next")):
         setattr(owner, name, stopwatch.around(name, getattr(owner, name)))
     finish = stopwatch.around("finish", JobStore.finish)
 
