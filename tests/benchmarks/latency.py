@@ -45,7 +45,7 @@ class Times:
 
     @property
     def last_pixel(self) -> float:
-        return min(start for name, start, _ in self.spans if name == "scale_part" and start >= self.last_pixel)
+        return max(end for name, _, end in self.spans if name == "decode")
 
     @property
     def stored(self) -> float:
