@@ -12,8 +12,9 @@ from werkzeug import Response
 
 from api.janitor import Janitor
 from storage.errors import StorageUnavailable
-from storage.image_store import FolderImageStore, ImageStore
+from storage.image_store import FolderImageStore, ImageStore, ObjectMissing, S3ImageStore
 from tests.jobs import a_job
+from tests.radosgw import Radosgw
 from tests.webhook_scenes import Inbox, Scene, inbox_and_url, pictures_of, plain, receiver
 
 __all__ = ["inbox_and_url", "plain", "receiver"]
@@ -226,3 +227,25 @@ def test_an_input_is_kept_while_its_job_waits_and_for_its_time_after(house: Hous
     clock.advance(1)
     house.janitor.sweep()
     assert house.files == set()
+
+
+def test_in_an_s3_store_too_what_is_over_is_gone(
+    redis_url: str, radosgw: Radosgw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in radosgw.environment.items():
+        monkeypatch.setenv(name, value)
+    images = S3ImageStore(bucket=radosgw.new_bucket(), region=radosgw.region, endpoint=radosgw.endpoint)
+    scene = Scene(redis_url)
+    janitor = Janitor(jobs=scene.jobs, images=images, log=scene.log, rest_seconds=0)
+    lasting, temporary = scene.over(None), scene.over(None, temporary=True)
+    for job in (lasting, temporary):
+        for image in job.images:
+            images.put(image.key, b"png", "image/png")
+    images.put("inputs/upload", b"png", "image/png")
+    scene.jobs.keep_until("inputs", "inputs/upload", scene.clock() + DAY)
+    scene.clock.advance(DAY)
+    janitor.sweep()
+    assert images.get(lasting.images[0].key) == b"png"
+    for gone in (temporary.images[0].key, "inputs/upload"):
+        with pytest.raises(ObjectMissing):
+            images.get(gone)
