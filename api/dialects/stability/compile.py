@@ -12,7 +12,7 @@ SOURCE_DIR = Path(__file__).parents[3]
 def compile_protos(target: Path = SOURCE_DIR) -> int:
     """protoc's exit status; the modules lie under `target` as the .proto files lie under the source."""
     # Of the extra `test`: whoever only runs the service needs no compiler.
-    from grpc_tools import protoc  # noqa: PLC0415
+    from grpc_tools import protoc  # noqa: PLC0415 - only developers have it
 
     sources = sorted(str(path.relative_to(SOURCE_DIR)) for path in FOLDER.glob("*.proto"))
     included = Path(protoc.__file__).parent / "_proto"
