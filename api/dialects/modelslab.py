@@ -100,6 +100,10 @@ PROBLEM_WORDS = {
     "not_a_choice": "{field} must be one of {choices}",
     "unusable_choice": "{field} {value} cannot be used because {reason}; use one of {choices}",
     "not_supported": "{field} is not supported yet",
+    "unknown_addon": "{field} not found: {value}",
+    "other_family": "{field} {value} is not for the model {model}",
+    "wrong_count": "{field} must be one number, or {expected} with commas between as in lora_model",
+    "too_many": "{field} must not name more than {high}",
 }
 
 blueprint = Blueprint(NAME, __name__)

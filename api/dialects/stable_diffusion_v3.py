@@ -109,6 +109,10 @@ PROBLEM_WORDS = {
     "not_a_choice": "The {field} must be one of {choices}.",
     "unusable_choice": "The {field} {value} cannot be used because {reason}; use one of {choices}.",
     "not_supported": "The {field} is not supported yet.",
+    "unknown_addon": "The selected {field} is invalid: {value} was not found.",
+    "other_family": "The {field} {value} is not for the model {model}.",
+    "wrong_count": "The {field} must be one number, or {expected} with commas between as in lora_model.",
+    "too_many": "The {field} may not name more than {high}.",
 }
 
 blueprint = Blueprint(NAME, __name__)
