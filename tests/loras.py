@@ -16,7 +16,8 @@ from storage.addons import Addons, Lora, Vae
 from worker.loading import LoadedModel
 from worker.lora_files import PARTS
 
-Format = Literal["diffusers", "old_diffusers", "kohya"]
+# kohya_blocks: as kohya trains XL, whose UNet has numbered blocks there.
+Format = Literal["diffusers", "old_diffusers", "kohya", "kohya_blocks"]
 Tensors = dict[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -125,10 +126,25 @@ def _name_kohya(is_xl: bool, part: str, name: str, pair: Pair, alpha: float | No
     }
 
 
+def _name_kohya_blocks(is_xl: bool, part: str, name: str, pair: Pair, alpha: float | None) -> Tensors:
+    return _name_kohya(is_xl, part, _numbered(name) if part == "unet" else name, pair, alpha)
+
+
+def _numbered(name: str) -> str:
+    """The attention of a block of a tiny UNet (one layer in each going down) by the original's numbers."""
+    kind, *rest = name.split(".")
+    if kind == "mid_block":
+        return ".".join(["middle_block", "1", *rest[2:]])
+    block, layer = int(rest[0]), int(rest[2])
+    number, side = (2 * block + layer + 1, "input") if kind == "down_blocks" else (2 * block + layer, "output")
+    return ".".join([f"{side}_blocks", str(number), "1", *rest[3:]])
+
+
 NAMERS: Mapping[str, Callable[..., Tensors]] = {
     "diffusers": _name_diffusers,
     "old_diffusers": _name_old_diffusers,
     "kohya": _name_kohya,
+    "kohya_blocks": _name_kohya_blocks,
 }
 
 
