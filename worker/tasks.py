@@ -22,8 +22,10 @@ from storage.model_catalog import ModelCatalog
 from storage.schedulers import num_evaluations
 from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, StartTimedOut, TimedOut, WorkerUnfit
-from worker.inputs import Inputs, Sources, open_inputs, scale_part, scale_picture
-from worker.masks import composite, covered, feather, is_empty, paste_weight, scale_strength
+from worker.framing import Frame, frame_for
+from worker.inputs import Inputs, Sources, open_inputs
+from worker.known_words import unknown_words
+from worker.masks import feather, is_empty, paste_weight
 from worker.png import encode_png
 from worker.sample import Painting
 from worker.settings import WorkerSettings
@@ -162,16 +164,20 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
     entry = workshop.catalog.find(job.model)
     if entry is None:
         raise ModelUnavailable(f"There is no model {job.model} here any more.")
-    worked_size = entry.worked_size(inputs.width, inputs.height)
-    notes: dict[str, Any] = {"model": job.model, "worked_size": list(worked_size)}
+    frame = frame_for(inputs.mask, entry)
+    notes: dict[str, Any] = {"model": job.model, "worked_size": list(frame.worked_size)}
+    if unknown := unknown_words(entry, [job.prompt, *(each.text for each in job.weighted_prompts)]):
+        notes["unknown_words"] = unknown
     evaluations = 0
     if is_empty(inputs.mask):
         notes["mask_empty"] = True
+    elif (frame.width, frame.height) != (inputs.width, inputs.height):
+        notes["worked_box"] = frame.box
     if is_empty(inputs.mask) or not job.num_inference_steps:
         pictures = (inputs.picture for _ in range(job.num_images))
     else:
         evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
-        pictures = _repainted(workshop, claim, inputs, worked_size)
+        pictures = _repainted(workshop, claim, inputs, frame)
     images: list[ResultImage] = []
     with closing(pictures):
         for picture in pictures:
@@ -182,9 +188,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
     return job.succeeded(tuple(images), at=claim.now, num_steps=evaluations, notes=notes)
 
 
-def _repainted(
-    workshop: Workshop, claim: Claim, inputs: Inputs, worked_size: tuple[int, int]
-) -> Generator[NDArray[np.uint8]]:
+def _repainted(workshop: Workshop, claim: Claim, inputs: Inputs, frame: Frame) -> Generator[NDArray[np.uint8]]:
     """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched."""
     job = claim.job
     painting = Painting(
@@ -192,8 +196,8 @@ def _repainted(
         model=job.model,
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
-        picture=scale_picture(inputs.picture, *worked_size),
-        mask=scale_strength(inputs.mask, *worked_size),
+        picture=frame.picture_for_model(inputs.picture),
+        mask=frame.mask_for_model(inputs.mask),
         seeds=tuple(job.seed_of(index) for index in range(job.num_images)),
         num_inference_steps=job.num_inference_steps,
         guidance_scale=job.guidance_scale,
@@ -210,15 +214,7 @@ def _repainted(
     with closing(_in_order(workshop.engine.paint_each(painting))) as painted:
         for picture in painted:
             _check(claim)
-            yield _pasted_back(picture, inputs, soft_mask)
-
-
-def _pasted_back(painted: NDArray[np.uint8], inputs: Inputs, soft_mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    part = covered(soft_mask)
-    picture = inputs.picture.copy()
-    new = scale_part(painted, inputs.width, inputs.height, part)
-    picture[part] = composite(picture[part], new, soft_mask[part])
-    return picture
+            yield frame.paste(picture, inputs.picture, soft_mask)
 
 
 def _in_order(painted: Generator[tuple[int, NDArray[np.uint8]]]) -> Generator[NDArray[np.uint8]]:

@@ -22,6 +22,8 @@ from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, SOLVERS, UNUSABLE_S
 SHOWN_CHARS = 100
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
+# What the worker notes beside the pictures, where there is something to say.
+SHOWN_NOTES = ("mask_empty", "worked_size", "worked_box", "unknown_words")
 PROCESSING_TIP = "The image is being made: get it from fetch_result, or wait for your webhook."
 
 
@@ -196,7 +198,7 @@ def meta(job: InpaintJob, variant: Variant) -> dict[str, Any]:
     values = _meta_values(job)
     shown = {name: values[name] for name in variant.meta_names}
     shown["ignored"] = list(job.wire.get("ignored", ()))
-    return shown | {name: job.notes[name] for name in ("mask_empty", "worked_size") if job.notes.get(name)}
+    return shown | {name: job.notes[name] for name in SHOWN_NOTES if job.notes.get(name)}
 
 
 def _meta_values(job: InpaintJob) -> dict[str, Any]:
