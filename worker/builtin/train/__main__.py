@@ -200,7 +200,7 @@ def _train_painter(
             if place.leads and trial_due.is_due():
                 _try_out(asked, training)
     save_checkpoint(file, training.state())
-    if place.leads:
+    if place.leads and training.is_done:
         _try_out(asked, training)
     _wait_for_all(place)
 
