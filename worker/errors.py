@@ -53,6 +53,12 @@ class ModelUnavailable(JobFailed):
     code = "model_unavailable"
 
 
+class AddonUnavailable(JobFailed):
+    """What the job puts onto the model (a LoRA, a VAE) cannot be used."""
+
+    code = "addon_unavailable"
+
+
 class OutOfMemory(JobFailed):
     """The job does not fit into the memory of the device."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,18 +48,21 @@ class PromptEncoder:
         self.towers = tuple(towers)
         self._cache_entries = cache_entries
         self._zeros_for_empty = zeros_for_empty
-        self._cache: OrderedDict[str, Conditioning] = OrderedDict()
+        self._cache: OrderedDict[tuple[Hashable, str], Conditioning] = OrderedDict()
         self.encodes = 0
+        self.worn: Hashable = ()
+        """What is on the text encoders (LoRAs): encodings made under something else are others."""
 
     def encode(self, text: str) -> Conditioning:
         """In the text encoders' type and on their device."""
-        known = self._cache.get(text)
+        key = (self.worn, text)
+        known = self._cache.get(key)
         if known is not None:
-            self._cache.move_to_end(text)
+            self._cache.move_to_end(key)
             return known
         self.encodes += 1
         encoding = self._encode_one(text) if len(self.towers) == 1 else self._encode_both(text)
-        self._cache[text] = encoding
+        self._cache[key] = encoding
         while len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
         return encoding

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from storage.job import MaskedAreaInit, WeightedPrompt
+from storage.job import LoraUse, MaskedAreaInit, WeightedPrompt
 from storage.schedulers import num_evaluations
 from worker.errors import InternalError
 from worker.loading import LoadedModel
@@ -43,6 +43,8 @@ class Painting:
     algorithm_type: str | None = None
     weighted_prompts: tuple[WeightedPrompt, ...] = ()
     masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
+    loras: tuple[LoraUse, ...] = ()
+    vae: str | None = None
     deadline: float | None = None
 
     @property
@@ -65,6 +67,7 @@ class CallShape:
     latent_shape: tuple[int, ...]
     conditioning_length: int
     dtype: torch.dtype
+    adapters: tuple[LoraUse, ...] = ()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -104,6 +107,7 @@ class Sample:
             latent_shape=tuple(self.latents.shape[1:]),
             conditioning_length=self.conditioning.hidden.shape[1],
             dtype=self.latents.dtype,
+            adapters=self.model.loras.uses,
         )
 
     def unet_input(self) -> torch.Tensor:
@@ -161,6 +165,7 @@ def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
     alone the stock pipeline's order).
     """
     model = samples[0].model
+    model.put_on_loras()
     inputs = {sample: sample.unet_input() for sample in samples}
     guided = [(sample, sample.unconditional) for sample in samples if sample.unconditional is not None]
     rows = [sample for sample, _ in guided] + list(samples)

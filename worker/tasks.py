@@ -203,6 +203,8 @@ def _repainted(
         algorithm_type=job.algorithm_type,
         weighted_prompts=job.weighted_prompts,
         masked_area_init=job.masked_area_init,
+        loras=job.loras,
+        vae=job.vae,
         deadline=claim.deadline,
     )
     # Before the engine's part: nothing that can be done by then is left for when the client waits.
