@@ -77,6 +77,8 @@ FAILURE_WORDS = {
     "not_an_image": "{field} is not a valid image",
     "image_too_large": "{field} has too many pixels",
     "model_unavailable": "Model could not be loaded; its operator finds out why with: inpaintd models check",
+    "addon_unavailable": "{field} could not be used; the operator finds out why in the worker's log",
+    "prompt_too_long": "{field} has too many words",
     "out_of_memory": "Not enough memory for this image, try a smaller one",
     "timed_out": "Failed, the image took too long",
     "start_timed_out": "Failed, nobody started on the image in time",
