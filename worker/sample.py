@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from storage.addons import Embedding
 from storage.job import MaskedAreaInit, WeightedPrompt
 from storage.schedulers import num_evaluations
 from worker.errors import InternalError
@@ -42,8 +43,12 @@ class Painting:
     use_karras_sigmas: bool = False
     algorithm_type: str | None = None
     weighted_prompts: tuple[WeightedPrompt, ...] = ()
+    clip_skip: int | None = None
+    embeddings: tuple[Embedding, ...] = ()
     masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
     deadline: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the job is to be told; written before its first picture is there."""
 
     @property
     def num_evaluations(self) -> int:
