@@ -18,6 +18,7 @@ from storage.job import MaskedAreaInit
 from worker.errors import PromptTooLong
 from worker.graphs import ROW_BUCKETS, bucket_of
 from worker.inversions import Inversion, load_inversions
+from worker.ip_adapters import Glance, PreparedLook
 from worker.loading import LoadedModel
 from worker.masks import KEEP, REPAINT, latent_mask, latent_strength
 from worker.prompts import Conditioning, Reading
@@ -35,7 +36,7 @@ class Canvas:
 
     Pictures in -1..1, (1, 3, H, W); mask and strength in latents, (1, 1, h, w), see masks.latent_mask and
     masks.latent_strength. The keys are hashes of the pictures' content. `inversions` are what words of the
-    prompts stand for.
+    prompts stand for; `look` is the picture to be looked at.
     """
 
     picture: torch.Tensor
@@ -45,13 +46,14 @@ class Canvas:
     picture_key: bytes
     masked_key: bytes
     inversions: tuple[Inversion, ...]
+    look: PreparedLook | None
 
 
 def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
     """Wherever the mask asks for any repainting, a UNet that sees the masked picture does not see it.
 
-    Sets the scheduler up, too, and reads the textual inversions. Raises ValueError for a scheduler that is not
-    offered, and AddonUnavailable.
+    Sets the scheduler up, too, and reads textual inversions and the IP-adapter. Raises ValueError for a scheduler
+    that is not offered, and AddonUnavailable.
     """
     model.schedulers.prepare(painting.plan)
     pixels = torch.from_numpy(painting.picture.astype(np.float32)[np.newaxis] / PIXEL_MAX)
@@ -66,6 +68,7 @@ def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
         picture_key=_key(painting.picture),
         masked_key=_key(painting.picture, visible),
         inversions=load_inversions(painting.embeddings, model.prompts.widths),
+        look=model.ip_adapters.prepare(painting.look, model.cross_attentions) if painting.look else None,
     )
 
 
@@ -91,6 +94,7 @@ class _Shared:
     masked_latents: Draw | None
     conditioning: Conditioning
     unconditional: Conditioning | None
+    glance: Glance | None
 
 
 def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
@@ -105,6 +109,7 @@ def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
         masked_latents=_encode(model, canvas.masked_picture, canvas.masked_key) if model.sees_mask else None,
         conditioning=conditioning,
         unconditional=unconditional,
+        glance=model.ip_adapters.glance(canvas.look) if canvas.look else None,
     )
 
 
@@ -201,6 +206,7 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
         strength=shared.strength,
         masked_latents=masked,
         kept_latents=None if model.sees_mask and shared.strength is None else original,
+        glance=shared.glance,
     )
     if shared.strength is not None:
         sample.hold_back()
