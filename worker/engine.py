@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from worker.ip_adapters import IpAdapters
 from worker.loading import LoadedModel, load_model
 from worker.models import ResidentModels
 from worker.preparing import begin_samples, make_canvas, warm_up_graphs
-from worker.previews import make_preview
+from worker.previews import Preview, make_preview, paste_preview
 from worker.runs import Run
 from worker.sample import CallShape, Painting, Sample, predict_noise
 from worker.settings import WorkerSettings
@@ -148,22 +148,29 @@ class Engine:
         with self._changed:
             return {run.painting.job_id: run.progress for run in self._runs}
 
-    def preview(self, job_id: str) -> NDArray[np.uint8] | None:
-        """What the job's first picture looks like so far: (h, w, 3) RGB, under 50 kB; None while it does not run.
+    def previews(self, job_ids: Collection[str]) -> dict[str, Preview]:
+        """What the first picture of each of these jobs looks like so far, under 50 kB, of those that run.
 
         Blocks for a step at most.
         """
         with self._changed:
-            run = next((run for run in self._painting if run.painting.job_id == job_id and run.samples), None)
-            if run is None:
-                return None
-            run.preview = waiting = run.preview or Future()
-        if run.done.is_set():
-            return None
-        try:
-            return waiting.result(PREVIEW_WAIT_SECONDS)
-        except TimeoutError:
-            return None
+            asked = [run for run in self._painting if run.painting.job_id in job_ids and run.samples]
+            for run in asked:
+                run.preview = run.preview or Future()
+            waiting = [(run, run.preview) for run in asked if run.preview is not None]
+        until = time.monotonic() + PREVIEW_WAIT_SECONDS
+        previews = {}
+        for run, future in waiting:
+            if run.done.is_set():
+                continue
+            try:
+                preview = future.result(until - time.monotonic())
+            except TimeoutError:
+                continue
+            if preview is not None:
+                pixels = paste_preview(preview.pixels, run.painting)
+                previews[run.painting.job_id] = Preview(preview.step, pixels)
+        return previews
 
     def pulse(self) -> EnginePulse:
         loading_since, warming_since = self._models.loading_since(), self._warming_since
@@ -313,7 +320,7 @@ class Engine:
 
     def _show_preview(self, run: Run, sample: Sample, prediction: torch.Tensor) -> None:
         try:
-            preview = make_preview(sample, prediction)
+            preview = Preview(sample.index + 1, make_preview(sample, prediction))
         except Exception as error:  # no job fails for want of a glimpse
             if is_fatal(error):
                 raise
