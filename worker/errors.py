@@ -54,9 +54,15 @@ class ModelUnavailable(JobFailed):
 
 
 class AddonUnavailable(JobFailed):
-    """What the job puts onto the model (a LoRA, a VAE) cannot be used."""
+    """What the job puts onto the model (a LoRA, a VAE, an IP-adapter, a textual inversion) cannot be used."""
 
     code = "addon_unavailable"
+
+
+class PromptTooLong(JobFailed):
+    """A prompt of this job has more words than are read."""
+
+    code = "prompt_too_long"
 
 
 class OutOfMemory(JobFailed):

@@ -22,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 from storage.model_catalog import ModelEntry, SingleFile
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
+from worker.ip_adapters import IpAdapters
+from worker.looking import cross_attentions
 from worker.loras import NO_LORAS, LoraHost, LoraSet
 from worker.model_files import WEIGHT_PARTS, BadModelFiles, ModelFiles, find_files
 from worker.prompts import PromptEncoder, TextTower
@@ -45,6 +47,7 @@ class LoadedModel:
     prompts: PromptEncoder
     encodings: PictureEncodings
     schedulers: Schedulers
+    ip_adapters: IpAdapters
     device: torch.device
     dtype: torch.dtype
     native_size: int = 512
@@ -86,6 +89,16 @@ class LoadedModel:
         return learn_colours(self)
 
     @property
+    def plain_unet(self) -> Any:
+        """The UNet itself, without graphs."""
+        return self.unet.unet if isinstance(self.unet, GraphedUNet) else self.unet
+
+    @functools.cached_property
+    def cross_attentions(self) -> tuple[Any, ...]:
+        """See looking.cross_attentions."""
+        return cross_attentions(self.plain_unet)
+
+    @property
     def latent_channels(self) -> int:
         return int(self.vae.config.latent_channels)
 
@@ -102,8 +115,12 @@ def load_model(
     dtype: torch.dtype,
     prompt_cache_entries: int,
     picture_cache_bytes: int = 0,
+    ip_adapters: IpAdapters | None = None,
 ) -> LoadedModel:
-    """Load a Stable Diffusion model from local files. Raises BadModelFiles; everything else is a fault."""
+    """Load a Stable Diffusion model from local files; `ip_adapters` are those of all models.
+
+    Raises BadModelFiles; everything else is a fault.
+    """
     quieten_libraries()
     started = time.monotonic()
     files = find_files(entry.source)
@@ -138,6 +155,7 @@ def load_model(
         prompts=_prompt_encoder(parts, files, prompt_cache_entries),
         encodings=PictureEncodings(picture_cache_bytes),
         schedulers=Schedulers(inpainting_config(parts["scheduler_config"], corrects_offset=files.family == "sd")),
+        ip_adapters=ip_adapters or IpAdapters(device=device, dtype=dtype, capacity_bytes=0),
         device=device,
         dtype=dtype,
         native_size=entry.native_size,

@@ -67,6 +67,12 @@ class WorkerSettings(EnvironmentSettings):
         "prompts and seeds on one picture has it encoded once.",
     )
 
+    ip_adapter_memory_bytes: NonNegativeInt = Field(
+        default=4096 * MEBIBYTE,
+        description="Memory for the IP-adapters and image encoders used last, of all models together, beside "
+        "model_memory_bytes. One that a job uses stays as long as the job needs it.",
+    )
+
     worker_threads: PositiveInt = Field(
         default=8,
         description="Jobs that this worker holds at once, one thread each. Enough that some fetch, encode and "
