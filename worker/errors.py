@@ -54,7 +54,7 @@ class ModelUnavailable(JobFailed):
 
 
 class AddonUnavailable(JobFailed):
-    """What was to go onto the model cannot be used."""
+    """What the job puts onto the model (a LoRA, a VAE, an IP-adapter) or into its words cannot be used."""
 
     code = "addon_unavailable"
 

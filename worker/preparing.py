@@ -98,6 +98,7 @@ class _Shared:
 
 
 def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
+    model.put_on_loras()
     needs_picture = painting.strength < 1 or not model.sees_mask or canvas.strength is not None
     conditioning, unconditional = _conditionings(model, painting, canvas.inversions)
     on_device = functools.partial(torch.Tensor.to, device=model.device, dtype=model.dtype)
@@ -230,6 +231,7 @@ def _filled(fill: MaskedAreaInit, latents: torch.Tensor, mask: torch.Tensor, see
 
 def warm_up_graphs(model: LoadedModel, *, max_rows: int) -> None:
     """Make calls of the model's native size with every number of rows that calls are padded to, up to `max_rows`."""
+    model = model.plain or model
     empty = Painting(
         job_id="graphs",
         model=model.id,
@@ -251,7 +253,7 @@ def warm_up_graphs(model: LoadedModel, *, max_rows: int) -> None:
 
 def _encode(model: LoadedModel, picture: torch.Tensor, key: bytes) -> Draw:
     """The picture's latents, as a draw: encoded once, drawn by each sample's own generator; by none: the middle."""
-    encoded = model.encodings.get(key, lambda: _run_vae(model, picture))
+    encoded = model.encodings.get(model.vae_id.encode() + key, lambda: _run_vae(model, picture))
     scale = model.vae.config.scaling_factor
     if isinstance(encoded, torch.Tensor):
         latents: torch.Tensor = scale * encoded.to(model.dtype)

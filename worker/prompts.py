@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,10 @@ class PromptEncoder:
         self.towers = tuple(towers)
         self._cache_entries = cache_entries
         self._zeros_for_empty = zeros_for_empty
-        self._cache: OrderedDict[tuple[str, Reading], Conditioning] = OrderedDict()
+        self._cache: OrderedDict[tuple[Hashable, str, Reading], Conditioning] = OrderedDict()
         self.encodes = 0
+        self.worn: Hashable = ()
+        """What is on the text encoders (LoRAs): encodings made under something else are others."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -88,13 +90,14 @@ class PromptEncoder:
 
         Brackets are weights, see weighting.split_by_weight. Raises PromptTooLong.
         """
-        known = self._cache.get((text, reading))
+        key = (self.worn, text, reading)
+        known = self._cache.get(key)
         if known is not None:
-            self._cache.move_to_end((text, reading))
+            self._cache.move_to_end(key)
             return known
         self.encodes += 1
         encoding = self._encode(text, reading)
-        self._cache[text, reading] = encoding
+        self._cache[key] = encoding
         while len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
         return encoding

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from storage.addons import Embedding
-from storage.job import MaskedAreaInit, WeightedPrompt
+from storage.job import LoraUse, MaskedAreaInit, WeightedPrompt
 from storage.schedulers import num_evaluations
 from worker.errors import InternalError
 from worker.ip_adapters import Glance, Look
@@ -50,6 +50,8 @@ class Painting:
     embeddings: tuple[Embedding, ...] = ()
     look: Look | None = None
     masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
+    loras: tuple[LoraUse, ...] = ()
+    vae: str | None = None
     deadline: float | None = None
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """What the job is to be told; written before its first picture is there."""
@@ -75,6 +77,7 @@ class CallShape:
     conditioning_length: int
     ip_adapter: str | None
     dtype: torch.dtype
+    adapters: tuple[LoraUse, ...] = ()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -116,6 +119,7 @@ class Sample:
             conditioning_length=self.conditioning.hidden.shape[1],
             ip_adapter=self.glance.id if self.glance else None,
             dtype=self.latents.dtype,
+            adapters=self.model.loras.uses,
         )
 
     def unet_input(self) -> torch.Tensor:
@@ -173,6 +177,7 @@ def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
     alone the stock pipeline's order).
     """
     model = samples[0].model
+    model.put_on_loras()
     inputs = {sample: sample.unet_input() for sample in samples}
     guided = [(sample, sample.unconditional) for sample in samples if sample.unconditional is not None]
     rows = [sample for sample, _ in guided] + list(samples)

@@ -211,6 +211,8 @@ def _repainted(
         embeddings=find_embeddings(workshop.catalog.addons, job.embeddings),
         look=find_look(workshop.catalog.addons, job.ip_adapter, inputs.look),
         masked_area_init=job.masked_area_init,
+        loras=job.loras,
+        vae=job.vae,
         deadline=claim.deadline,
         notes=notes,
     )
