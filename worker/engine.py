@@ -32,7 +32,6 @@ from worker.devices import (
 )
 from worker.errors import InternalError, JobFailed, OutOfMemory, WorkerUnfit
 from worker.graphs import GraphedUNet
-from worker.ip_adapters import IpAdapters
 from worker.loading import LoadedModel, load_model
 from worker.models import ResidentModels
 from worker.preparing import begin_samples, make_canvas, warm_up_graphs
@@ -396,19 +395,12 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
     """The engine this machine and these settings make. Raises WorkerUnfit when the device is not there."""
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
-    ip_adapters = IpAdapters(
-        device=device,
-        dtype=dtype,
-        capacity_bytes=settings.ip_adapter_memory_bytes,
-        picture_cache_bytes=settings.picture_cache_bytes,
-    )
     load = functools.partial(
         load_model,
         device=device,
         dtype=dtype,
         prompt_cache_entries=settings.prompt_cache_entries,
         picture_cache_bytes=settings.picture_cache_bytes,
-        ip_adapters=ip_adapters,
     )
     # Libraries change things for the whole process while they load.
     loading = threading.Lock()

@@ -54,7 +54,7 @@ class ModelUnavailable(JobFailed):
 
 
 class AddonUnavailable(JobFailed):
-    """What the job puts onto the model (a LoRA, a VAE, an IP-adapter, a textual inversion) cannot be used."""
+    """What the job puts onto the model (a LoRA, a VAE, an IP-adapter) or into its words cannot be used."""
 
     code = "addon_unavailable"
 

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from storage.model_catalog import ModelEntry, SingleFile
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
-from worker.ip_adapters import IpAdapters
+from worker.ip_adapters import Looker
 from worker.looking import cross_attentions
 from worker.loras import NO_LORAS, LoraHost, LoraSet
 from worker.model_files import WEIGHT_PARTS, BadModelFiles, ModelFiles, find_files
@@ -47,7 +47,6 @@ class LoadedModel:
     prompts: PromptEncoder
     encodings: PictureEncodings
     schedulers: Schedulers
-    ip_adapters: IpAdapters
     device: torch.device
     dtype: torch.dtype
     native_size: int = 512
@@ -57,8 +56,10 @@ class LoadedModel:
     """Those with which its parts are to be called: see `put_on_loras`."""
     vae_id: str = ""
     """Of a VAE that is not its own."""
+    looker: Looker | None = None
+    """What looks at a job's picture for it."""
     plain: LoadedModel | None = None
-    """The model as it was loaded, where this is the same with a job's LoRAs and VAE."""
+    """The model as it was loaded, where this is the same with a job's LoRAs, VAE and IP-adapter."""
 
     @property
     def sees_mask(self) -> bool:
@@ -96,6 +97,8 @@ class LoadedModel:
     @functools.cached_property
     def cross_attentions(self) -> tuple[Any, ...]:
         """See looking.cross_attentions."""
+        if self.plain is not None:
+            return self.plain.cross_attentions
         return cross_attentions(self.plain_unet)
 
     @property
@@ -115,12 +118,8 @@ def load_model(
     dtype: torch.dtype,
     prompt_cache_entries: int,
     picture_cache_bytes: int = 0,
-    ip_adapters: IpAdapters | None = None,
 ) -> LoadedModel:
-    """Load a Stable Diffusion model from local files; `ip_adapters` are those of all models.
-
-    Raises BadModelFiles; everything else is a fault.
-    """
+    """Load a Stable Diffusion model from local files. Raises BadModelFiles; everything else is a fault."""
     quieten_libraries()
     started = time.monotonic()
     files = find_files(entry.source)
@@ -155,7 +154,6 @@ def load_model(
         prompts=_prompt_encoder(parts, files, prompt_cache_entries),
         encodings=PictureEncodings(picture_cache_bytes),
         schedulers=Schedulers(inpainting_config(parts["scheduler_config"], corrects_offset=files.family == "sd")),
-        ip_adapters=ip_adapters or IpAdapters(device=device, dtype=dtype, capacity_bytes=0),
         device=device,
         dtype=dtype,
         native_size=entry.native_size,

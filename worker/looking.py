@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from worker.adapter_files import IpLayer
+from worker.ip_adapter_files import IpLayer
 from worker.ip_adapters import Glance
 
 
@@ -32,7 +32,7 @@ def looking(
     scales = torch.tensor([each.scale for each in glances], dtype=tokens.dtype, device=tokens.device)[:, None, None]
     before = [attention.processor for attention in attentions]
     try:
-        for attention, layer in zip(attentions, glances[0].weights.layers, strict=True):
+        for attention, layer in zip(attentions, glances[0].looker.weights.layers, strict=True):
             attention.set_processor(_LookingAttention(layer, tokens, scales))
         yield
     finally:

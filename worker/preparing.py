@@ -18,7 +18,7 @@ from storage.job import MaskedAreaInit
 from worker.errors import PromptTooLong
 from worker.graphs import ROW_BUCKETS, bucket_of
 from worker.inversions import Inversion, load_inversions
-from worker.ip_adapters import Glance, PreparedLook
+from worker.ip_adapters import Glance, PreparedLook, glance_at, prepare_look
 from worker.loading import LoadedModel
 from worker.masks import KEEP, REPAINT, latent_mask, latent_strength
 from worker.prompts import Conditioning, Reading
@@ -52,7 +52,7 @@ class Canvas:
 def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
     """Wherever the mask asks for any repainting, a UNet that sees the masked picture does not see it.
 
-    Sets the scheduler up, too, and reads textual inversions and the IP-adapter. Raises ValueError for a scheduler
+    Sets the scheduler up, too, and reads textual inversions. Raises ValueError for a scheduler
     that is not offered, and AddonUnavailable.
     """
     model.schedulers.prepare(painting.plan)
@@ -68,7 +68,7 @@ def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
         picture_key=_key(painting.picture),
         masked_key=_key(painting.picture, visible),
         inversions=load_inversions(painting.embeddings, model.prompts.widths),
-        look=model.ip_adapters.prepare(painting.look, model.cross_attentions) if painting.look else None,
+        look=prepare_look(model.looker, painting.look) if model.looker and painting.look else None,
     )
 
 
@@ -110,7 +110,7 @@ def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
         masked_latents=_encode(model, canvas.masked_picture, canvas.masked_key) if model.sees_mask else None,
         conditioning=conditioning,
         unconditional=unconditional,
-        glance=model.ip_adapters.glance(canvas.look) if canvas.look else None,
+        glance=glance_at(canvas.look, model.encodings, model.device, model.dtype) if canvas.look else None,
     )
 
 

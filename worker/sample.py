@@ -117,7 +117,7 @@ class Sample:
             model=self.model.id,
             latent_shape=tuple(self.latents.shape[1:]),
             conditioning_length=self.conditioning.hidden.shape[1],
-            ip_adapter=self.glance.id if self.glance else None,
+            ip_adapter=self.glance.looker.adapter.id if self.glance else None,
             dtype=self.latents.dtype,
             adapters=self.model.loras.uses,
         )

@@ -55,8 +55,8 @@ class WorkerSettings(EnvironmentSettings):
     )
     addon_memory_bytes: NonNegativeInt | None = Field(
         default=None,
-        description="How much the LoRAs and VAEs that jobs have asked for may take together, beside the models, in "
-        "bytes; those of running jobs always fit. Unset: a tenth of what the models may take.",
+        description="How much the LoRAs, VAEs and IP-adapters that jobs have asked for may take together, beside "
+        "the models, in bytes; those of running jobs always fit. Unset: a tenth of what the models may take.",
     )
     prompt_cache_entries: NonNegativeInt = Field(
         default=256, description="Prompt encodings kept for each loaded model."
@@ -65,12 +65,6 @@ class WorkerSettings(EnvironmentSettings):
         default=64 * MEBIBYTE,
         description="Memory for encodings of the last pictures, for each loaded model: a client who tries "
         "prompts and seeds on one picture has it encoded once.",
-    )
-
-    ip_adapter_memory_bytes: NonNegativeInt = Field(
-        default=4096 * MEBIBYTE,
-        description="Memory for the IP-adapters and image encoders used last, of all models together, beside "
-        "model_memory_bytes. One that a job uses stays as long as the job needs it.",
     )
 
     worker_threads: PositiveInt = Field(

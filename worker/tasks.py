@@ -24,6 +24,7 @@ from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, StartTimedOut, TimedOut, WorkerUnfit
 from worker.inputs import Inputs, Sources, open_inputs, scale_part, scale_picture
 from worker.inversions import find_embeddings
+from worker.ip_adapters import find_look
 from worker.masks import composite, covered, feather, is_empty, paste_weight, scale_strength
 from worker.png import encode_png
 from worker.sample import Painting
@@ -208,6 +209,7 @@ def _repainted(
         weighted_prompts=job.weighted_prompts,
         clip_skip=job.clip_skip,
         embeddings=find_embeddings(workshop.catalog.addons, job.embeddings),
+        look=find_look(workshop.catalog.addons, job.ip_adapter, inputs.look),
         masked_area_init=job.masked_area_init,
         loras=job.loras,
         vae=job.vae,

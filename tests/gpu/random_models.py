@@ -18,7 +18,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from tests.tiny_models import make_tokenizer
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
-from worker.ip_adapters import IpAdapters
 from worker.loading import LoadedModel, quieten_libraries
 from worker.prompts import PromptEncoder, TextTower
 from worker.schedulers import Schedulers, inpainting_config
@@ -95,7 +94,6 @@ def make_random_model(
     )
     config = inpainting_config(dict(scheduler.config), corrects_offset=family == "sd")
     loaded = LoadedModel(
-        ip_adapters=IpAdapters(device=device, dtype=dtype, capacity_bytes=0),
         id=family,
         unet=GraphedUNet(unet) if device.type == "cuda" else unet,
         vae=vae,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.addons import IpAdapter
+from storage.addons import NO_ADDONS, IpAdapter
 from tests.ip_adapters import adapter_tensors, make_image_encoder, write_adapter
 from tests.painting import (
-    CPU,
     LIBRARY_WARNINGS,
     load_on_cpu,
     load_stock,
@@ -29,9 +27,10 @@ from tests.painting import (
     running_engine,
 )
 from tests.tiny_models import TEXT_WIDTH, make_tiny_model, tiny_entry
+from worker.adapters import Adapters
 from worker.engine import Engine
 from worker.errors import AddonUnavailable
-from worker.ip_adapters import IpAdapters, Look
+from worker.ip_adapters import Look
 from worker.looking import cross_attentions
 from worker.preparing import begin_samples
 from worker.sample import predict_noise
@@ -85,14 +84,9 @@ def adapters(
 
 
 @pytest.fixture(scope="module")
-def store() -> IpAdapters:
-    return IpAdapters(device=CPU, dtype=torch.float32, capacity_bytes=2**30, picture_cache_bytes=2**20)
-
-
-@pytest.fixture(scope="module")
-def engine(folders: dict[str, Path], store: IpAdapters) -> Iterator[Engine]:
+def engine(folders: dict[str, Path]) -> Iterator[Engine]:
     entries = [tiny_entry(family, folder, family=family) for family, folder in folders.items()]
-    with running_engine(*entries, load=functools.partial(load_on_cpu, ip_adapters=store)) as engine:
+    with running_engine(*entries) as engine:
         yield engine
 
 
@@ -155,43 +149,57 @@ def test_jobs_with_other_pictures_and_scales_share_calls_and_one_without_makes_i
 def test_samples_of_different_adapters_never_share_a_call_and_the_unet_is_left_as_it_was(
     folders: dict[str, Path], adapters: dict[tuple[str, str], IpAdapter]
 ) -> None:
-    model = load_on_cpu(tiny_entry("sd", folders["sd"]))
+    model, worn = load_on_cpu(tiny_entry("sd", folders["sd"])), Adapters(NO_ADDONS)
     before = dict(model.unet.attn_processors), {name: id(each) for name, each in model.unet.named_parameters()}
     shapes = set()
     for look in (None, *(Look(adapters["sd", kind], a_picture(), 0.5) for kind in KINDS)):
-        [sample] = begin_samples(model, make_painting("sd", look=look))
-        shapes.add(sample.call_shape)
-        sample.advance(predict_noise([sample])[0])
+        painting = make_painting("sd", look=look)
+        with worn.fitted(model, painting, stay) as fitted:
+            [sample] = begin_samples(fitted, painting)
+            shapes.add(sample.call_shape)
+            sample.advance(predict_noise([sample])[0])
         after = dict(model.unet.attn_processors), {name: id(each) for name, each in model.unet.named_parameters()}
         assert after == before
     assert len(shapes) == 3
 
 
+@torch.inference_mode()
 def test_a_picture_is_looked_at_once_and_files_are_read_once(
     folders: dict[str, Path], adapters: dict[tuple[str, str], IpAdapter]
 ) -> None:
-    store = IpAdapters(device=CPU, dtype=torch.float32, capacity_bytes=2**30, picture_cache_bytes=2**20)
-    model = load_on_cpu(tiny_entry("sd", folders["sd"]), ip_adapters=store)
-    with torch.inference_mode():
-        for seed, kind in ((1, "plain"), (1, "plain"), (2, "plain"), (1, "plus"), (1, "plain")):
-            begin_samples(model, make_painting("sd", look=Look(adapters["sd", kind], a_picture(seed), 0.5)))
-    assert store.encodes == 3
-    assert store.loads == 3, "two adapters, one encoder"
+    model, worn = load_on_cpu(tiny_entry("sd", folders["sd"])), Adapters(NO_ADDONS)
+    begin_samples(model, make_painting("sd"))
+    encodes = model.encodings.encodes
+    for seed, kind in ((1, "plain"), (1, "plain"), (2, "plain"), (1, "plus"), (1, "plain")):
+        painting = make_painting("sd", look=Look(adapters["sd", kind], a_picture(seed), 0.5))
+        with worn.fitted(model, painting, stay) as fitted:
+            begin_samples(fitted, painting)
+    assert model.encodings.encodes == encodes + 3
+    assert worn.shelf.loads == 3, "two adapters, one encoder"
 
 
 def test_adapters_used_least_lately_leave_the_memory(
     folders: dict[str, Path], adapters: dict[tuple[str, str], IpAdapter]
 ) -> None:
-    everything = IpAdapters(device=CPU, dtype=torch.float32, capacity_bytes=2**30)
     model = load_on_cpu(tiny_entry("sd", folders["sd"]))
-    looks = {kind: Look(adapters["sd", kind], a_picture(), 0.5) for kind in KINDS}
-    for look in looks.values():
-        everything.prepare(look, model.cross_attentions)
-    small = IpAdapters(device=CPU, dtype=torch.float32, capacity_bytes=everything.held_bytes - 1)
+    paintings = {kind: make_painting("sd", look=Look(adapters["sd", kind], a_picture(), 0.5)) for kind in KINDS}
+
+    def use(worn: Adapters, kind: str) -> None:
+        with worn.fitted(model, paintings[kind], stay):
+            pass
+
+    everything = Adapters(NO_ADDONS)
+    for kind in KINDS:
+        use(everything, kind)
+    small = Adapters(NO_ADDONS, capacity_bytes=everything.shelf.held_bytes - 1)
     for kind in ("plain", "plus", "plus", "plain"):
-        small.prepare(looks[kind], model.cross_attentions)
-        assert small.held_bytes < everything.held_bytes
-    assert small.loads == 4, "plain, the encoder, plus, and plain again"
+        use(small, kind)
+        assert 0 < small.shelf.held_bytes < everything.shelf.held_bytes
+    assert small.shelf.loads == 4, "plain, the encoder, plus, and plain again"
+
+
+def stay() -> None:
+    """Nobody wants the job to leave."""
 
 
 def test_an_image_encoder_is_shared_by_families(adapters: dict[tuple[str, str], IpAdapter]) -> None:
@@ -244,5 +252,5 @@ def test_a_bad_ip_adapter_fails_its_job_alone(
     with pytest.raises(AddonUnavailable) as failed:
         engine.paint(make_painting("sd", look=Look(adapter, a_picture(), 0.5)))
     assert failed.value.field == "ip_adapter_id"
-    assert failed.value.message == "The IP-adapter bad cannot be used."
+    assert str(tmp_path) not in failed.value.message
     assert np.array_equal(engine.paint(neighbour)[0], alone)

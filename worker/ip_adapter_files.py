@@ -92,9 +92,9 @@ def load_image_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=dtype
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BadIpAdapter(f"its image encoder {folder} cannot be read") from error
+        raise BadIpAdapter("its image encoder is not there, or cannot be read") from error
     if report.get("missing_keys") or report.get("mismatched_keys"):
-        raise BadIpAdapter(f"its image encoder {folder} lacks weights")
+        raise BadIpAdapter("its image encoder lacks weights")
     model.to(device).eval().requires_grad_(False)
     size = model.config.image_size
     # As the stock pipelines make it.
