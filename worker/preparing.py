@@ -45,7 +45,7 @@ class Canvas:
 def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
     """Wherever the mask asks for any repainting, a UNet that sees the masked picture does not see it.
 
-    Sets the scheduler up, too. Raises ValueError for one that is not offered.
+    Finds the scheduler's walk, too. Raises ValueError for one that is not offered.
     """
     model.schedulers.prepare(painting.plan)
     pixels = torch.from_numpy(painting.picture.astype(np.float32)[np.newaxis] / PIXEL_MAX)
@@ -121,7 +121,7 @@ def _unconditional(model: LoadedModel, painting: Painting, conditioning: Conditi
 
 def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -> Sample:
     generator = torch.Generator("cpu").manual_seed(seed)
-    scheduler, timesteps = model.schedulers.begin(painting.plan)
+    scheduler, timesteps, walk = model.schedulers.begin(painting.plan)
     shape = (1, model.latent_channels, *shared.mask.shape[2:])
     begins_from_picture = painting.strength < 1
     draws_original = begins_from_picture or not model.sees_mask
@@ -144,6 +144,7 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
         model=model,
         generator=generator,
         scheduler=scheduler,
+        walk=walk,
         step_arguments=step_arguments(scheduler, generator),
         timesteps=timesteps,
         unet_timesteps=timesteps.float().tolist(),
