@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.addresses import picture_links
+from api.dialects import family_addons
 from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields, refused_fields
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
 from api.fields import read_fields
@@ -73,6 +74,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     ignored = ignored_fields(body)
     if asked.use_karras_sigmas and not has_karras:
         ignored.append("use_karras_sigmas")
+    ignored += family_addons.ignored_fields(asked)
     algorithm_type = _algorithm_type(asked.algorithm_type)
     if algorithm_type is not None and algorithm_type not in SCHEDULERS[scheduler].algorithm_types:
         ignored.append("algorithm_type")
@@ -98,6 +100,8 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         scheduler=scheduler,
         use_karras_sigmas=wants_karras and has_karras,
         algorithm_type=algorithm_type,
+        loras=family_addons.loras_of(asked, entry, circumstances.catalog),
+        vae=family_addons.vae_of(asked, entry, circumstances.catalog),
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
@@ -198,6 +202,7 @@ def meta(job: InpaintJob, variant: Variant) -> dict[str, Any]:
     values = _meta_values(job)
     shown = {name: values[name] for name in variant.meta_names}
     shown["ignored"] = list(job.wire.get("ignored", ()))
+    shown |= {name: value for name, value in family_addons.meta(job).items() if value is not None}
     return shown | {name: job.notes[name] for name in SHOWN_NOTES if job.notes.get(name)}
 
 
@@ -233,6 +238,7 @@ def _meta_values(job: InpaintJob) -> dict[str, Any]:
         "output": links(job),
         "is_sdxl": False,
         **NOT_DONE,
+        **family_addons.meta(job),
     }
 
 
@@ -246,9 +252,6 @@ NOT_DONE: dict[str, Any] = {
     "safetychecker": "no",
     "safety_checker_type": None,
     "clip_skip": None,
-    "vae": None,
-    "lora": None,
-    "lora_strength": None,
     "ip_adapter_id": None,
     "ip_adapter_scale": None,
     "ip_adapter_image": None,
