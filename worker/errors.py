@@ -53,6 +53,12 @@ class ModelUnavailable(JobFailed):
     code = "model_unavailable"
 
 
+class SafetyCheckerUnavailable(JobFailed):
+    """The job wants its pictures checked, and the safety checker cannot be loaded."""
+
+    code = "safety_checker_unavailable"
+
+
 class OutOfMemory(JobFailed):
     """The job does not fit into the memory of the device."""
 
