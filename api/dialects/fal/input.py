@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import uuid
@@ -11,14 +12,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from api.dialects.fal.words import row
-from storage.job import MAX_SEED, Failure, InpaintJob, Priority
+from api.dialects.fal.words import PROBLEMS, row
+from api.safety import NoSafetyChecker, granted
+from storage.job import MAX_SEED, Failure, InpaintJob, Priority, SafetyAction
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
 from storage.schedulers import SCHEDULERS
 
 NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 MAX_STEPS = 150
 INVALID = "invalid_request"
+SAFETY_FIELD = "enable_safety_checker"
 
 
 def _cleaned(text: str) -> str:
@@ -76,6 +79,11 @@ class InpaintInput(BaseModel):
         default=None,
         description=f"An extra of this service: one of {', '.join(SCHEDULERS)}. Absent: the model's own.",
     )
+    enable_safety_checker: bool | None = Field(
+        default=None,
+        description="As other applications of fal have it: a picture in which the safety checker finds something comes "
+        "back black, and the output has `has_nsfw_concepts`. Absent: false.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +100,7 @@ class Circumstances:
     priority: Priority = Priority.NORMAL
     webhook_url: str | None = None
     start_by: float | None = None
+    ignores_missing_checker: bool = False
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
 
@@ -114,9 +123,13 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
     if entry is None:
         rows.append(row(["body", "model_name"], "value_error", _no_model(asked.model_name), asked.model_name))
     scheduler = _scheduler(asked.scheduler, rows)
+    safety = _safety(asked, circumstances, rows)
     if rows or entry is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
-    return _job(asked, entry, scheduler, circumstances)
+    job = dataclasses.replace(_job(asked, entry, scheduler, circumstances), safety_checker=safety)
+    if asked.enable_safety_checker and safety is None:
+        return dataclasses.replace(job, wire={**job.wire, "ignored": [SAFETY_FIELD]})
+    return job
 
 
 def failed_from_start(job: InpaintJob, rows: list[dict[str, Any]], *, at: float) -> InpaintJob:
@@ -162,6 +175,15 @@ def _scheduler(name: str | None, rows: list[dict[str, Any]]) -> str | None:
         choices = ", ".join(f"'{each}'" for each in SCHEDULERS)
         rows.append(row(["body", "scheduler"], "enum", f"Input should be {choices}", name))
     return known
+
+
+def _safety(asked: InpaintInput, circumstances: Circumstances, rows: list[dict[str, Any]]) -> SafetyAction | None:
+    wish = SafetyAction.BLACK if asked.enable_safety_checker else None
+    try:
+        return granted(wish, circumstances.catalog, ignores_missing=circumstances.ignores_missing_checker)
+    except NoSafetyChecker:
+        rows.append(row(["body", SAFETY_FIELD], *PROBLEMS["no_safety_checker"], asked.enable_safety_checker))
+        return None
 
 
 def _job(asked: InpaintInput, entry: ModelEntry, scheduler: str | None, circumstances: Circumstances) -> InpaintJob:

@@ -56,6 +56,7 @@ FAILURES: Mapping[str, InputFault | Breakdown] = {
     ),
     "timed_out": InputFault("generation_timeout", "The image took too long", status=HTTPStatus.GATEWAY_TIMEOUT),
     "model_unavailable": Breakdown(500, "The model could not be loaded", "runner_server_error"),
+    "safety_checker_unavailable": Breakdown(500, "The safety checker could not be loaded", "runner_server_error"),
     "out_of_memory": Breakdown(500, "Not enough memory for this image, try a smaller one", "runner_server_error"),
     "start_timed_out": Breakdown(504, "Request timed out", "request_timeout"),
     "cancelled": Breakdown(CLIENT_CLOSED_REQUEST, "Request was cancelled", "client_cancelled"),
@@ -102,6 +103,7 @@ PROBLEMS: Mapping[str, tuple[str, str]] = {
     "not_a_choice": ("enum", "Input should be one of {choices}"),
     "unusable_choice": ("feature_not_supported", "{value} cannot be used because {reason}; use one of {choices}"),
     "not_supported": ("feature_not_supported", "This input is not supported"),
+    "no_safety_checker": ("feature_not_supported", "This service has no safety checker"),
 }
 
 
