@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.addresses import picture_links
+from api.dialects import family_addons
 from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields, refused_fields
 from api.dialects.family_safety import safety_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
@@ -75,6 +76,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     ignored += ignored_fields(body)
     if asked.use_karras_sigmas and not has_karras:
         ignored.append("use_karras_sigmas")
+    ignored += family_addons.ignored_fields(asked)
     algorithm_type = _algorithm_type(asked.algorithm_type)
     if algorithm_type is not None and algorithm_type not in SCHEDULERS[scheduler].algorithm_types:
         ignored.append("algorithm_type")
@@ -100,6 +102,8 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         scheduler=scheduler,
         use_karras_sigmas=wants_karras and has_karras,
         algorithm_type=algorithm_type,
+        loras=family_addons.loras_of(asked, entry, circumstances.catalog),
+        vae=family_addons.vae_of(asked, entry, circumstances.catalog),
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
@@ -201,6 +205,7 @@ def meta(job: InpaintJob, variant: Variant) -> dict[str, Any]:
     values = _meta_values(job)
     shown = {name: values[name] for name in variant.meta_names}
     shown["ignored"] = list(job.wire.get("ignored", ()))
+    shown |= {name: value for name, value in family_addons.meta(job).items() if value is not None}
     return shown | {name: job.notes[name] for name in ("mask_empty", "worked_size") if job.notes.get(name)}
 
 
@@ -239,6 +244,7 @@ def _meta_values(job: InpaintJob) -> dict[str, Any]:
         "safetychecker": yes_no(job.safety_checker is not None),
         "safety_checker_type": job.safety_checker,
         **NOT_DONE,
+        **family_addons.meta(job),
     }
 
 
@@ -249,9 +255,6 @@ def yes_no(flag: bool) -> str:
 # What the vendor's meta names and this service does not do, each with the value that says so.
 NOT_DONE: dict[str, Any] = {
     "clip_skip": None,
-    "vae": None,
-    "lora": None,
-    "lora_strength": None,
     "ip_adapter_id": None,
     "ip_adapter_scale": None,
     "ip_adapter_image": None,

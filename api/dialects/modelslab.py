@@ -80,6 +80,8 @@ FAILURE_WORDS = {
     "image_too_large": "{field} has too many pixels",
     "model_unavailable": "Model could not be loaded; its operator finds out why with: inpaintd models check",
     "safety_checker_unavailable": "Failed, the image could not be checked: the safety checker could not be loaded",
+    "addon_unavailable": "{field} cannot be used with this model; the worker's log says why",
+    "prompt_too_long": "{field} has too many words",
     "out_of_memory": "Not enough memory for this image, try a smaller one",
     "timed_out": "Failed, the image took too long",
     "start_timed_out": "Failed, nobody started on the image in time",
@@ -103,6 +105,10 @@ PROBLEM_WORDS = {
     "unusable_choice": "{field} {value} cannot be used because {reason}; use one of {choices}",
     "not_supported": "{field} is not supported yet",
     "no_safety_checker": "{field} cannot be used because this service has no safety checker",
+    "unknown_addon": "{field} not found: {value}",
+    "other_family": "{field} {value} is not for the model {model}",
+    "wrong_count": "{field} must be one number, or {expected} with commas between as in lora_model",
+    "too_many": "{field} must not name more than {high}",
 }
 
 blueprint = Blueprint(NAME, __name__)

@@ -24,9 +24,6 @@ SEEDS = Path(__file__).parents[3] / "shared" / "seeds"
 # leave once it is built, since a test of it that passes fails.
 PENDING: frozenset[str | tuple[str, Any]] = frozenset(
     {
-        "lora_model",
-        "lora_strength",
-        "vae",
         "clip_skip",
         "ip_adapter_id",
         "ip_adapter_scale",

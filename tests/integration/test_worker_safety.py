@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 
 from storage.job import JobStatus, ResultImage, SafetyAction
+from storage.previews import PreviewStore
+from storage.redis_client import open_redis
+from tests.jobs import a_job
 from tests.tiny_checkers import ALWAYS, NEVER, make_tiny_checker
 from tests.workshops import SIZE, Scene, a_mask
 from worker.hiding import hidden
 from worker.inputs import scale_picture
+from worker.previewer import Previewer
+from worker.previews import Preview
 from worker.tasks import work_off_ticket
 
 
@@ -130,6 +135,26 @@ def test_a_checker_that_cannot_be_loaded_fails_who_asks_before_anything_is_paint
     assert [painting.job_id for painting in scene.engine.paintings] == [neighbour.job_id]
     assert scene.job(neighbour).status is JobStatus.SUCCEEDED
     assert len(scene.stored_results()) == 1
+
+
+def test_no_glimpse_is_given_of_a_job_that_is_to_be_checked(scene: Scene) -> None:
+    """Whoever watches would see what the checker has not."""
+    asked: list[set[str]] = []
+
+    class Engine:
+        def previews(self, job_ids: Collection[str]) -> dict[str, Preview]:
+            asked.append(set(job_ids))
+            return {}
+
+    client = open_redis(scene.storage)
+    previewer = Previewer(Engine(), PreviewStore(client))
+    plain, checked = a_job(), a_job(safety_checker=SafetyAction.BLUR)
+    previewer.watch([plain, checked])
+    previewer.round()
+    previewer.watch([checked])
+    previewer.round()
+    client.close()
+    assert asked == [{plain.job_id}, set()]
 
 
 def test_a_worker_without_a_checker_fails_who_asks(redis_url: str, tmp_path: Path) -> None:

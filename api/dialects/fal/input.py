@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from api.dialects.fal.addons import LoraInput, Text, lora_uses, vae_id
 from api.dialects.fal.words import PROBLEMS, row
 from api.safety import NoSafetyChecker, granted
+from storage.addons import MAX_LORAS
 from storage.job import MAX_SEED, Failure, InpaintJob, Priority, SafetyAction
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
 from storage.schedulers import SCHEDULERS
 
-NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 MAX_STEPS = 150
 INVALID = "invalid_request"
 SAFETY_FIELD = "enable_safety_checker"
-
-
-def _cleaned(text: str) -> str:
-    return NOT_TEXT.sub("", text).strip()
-
-
-Text = Annotated[str, AfterValidator(_cleaned)]
 
 
 class InpaintInput(BaseModel):
@@ -84,6 +77,15 @@ class InpaintInput(BaseModel):
         description="As other applications of fal have it: a picture in which the safety checker finds something comes "
         "back black, and the output has `has_nsfw_concepts`. Absent: false.",
     )
+    loras: list[LoraInput] | None = Field(
+        default=None,
+        max_length=MAX_LORAS,
+        description="An extra of this service: LoRAs, for a model of their family.",
+    )
+    vae: Text | None = Field(
+        default=None,
+        description="An extra of this service: a VAE of its models file in place of the model's own.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +125,14 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
     if entry is None:
         rows.append(row(["body", "model_name"], "value_error", _no_model(asked.model_name), asked.model_name))
     scheduler = _scheduler(asked.scheduler, rows)
+    loras = lora_uses(asked.loras or (), entry, circumstances.catalog.addons, rows)
+    vae = vae_id(asked.vae, entry, circumstances.catalog.addons, rows)
     safety = _safety(asked, circumstances, rows)
     if rows or entry is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
-    job = dataclasses.replace(_job(asked, entry, scheduler, circumstances), safety_checker=safety)
-    if asked.enable_safety_checker and safety is None:
-        return dataclasses.replace(job, wire={**job.wire, "ignored": [SAFETY_FIELD]})
-    return job
+    job = _job(asked, entry, scheduler, circumstances)
+    ignored = {"ignored": [SAFETY_FIELD]} if asked.enable_safety_checker and safety is None else {}
+    return dataclasses.replace(job, loras=loras, vae=vae, safety_checker=safety, wire={**job.wire, **ignored})
 
 
 def failed_from_start(job: InpaintJob, rows: list[dict[str, Any]], *, at: float) -> InpaintJob:
