@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worker.engine import EnginePulse
 from worker.errors import Cancelled, OutOfMemory, TimedOut, WorkerUnfit
+from worker.previews import Preview
 from worker.sample import Painting
 
 STEP_SECONDS = 0.02
+Outcome = TypeVar("Outcome")
+PREVIEW_SIDE = 16
 
 
 class FakeEngine:
@@ -51,6 +55,15 @@ class FakeEngine:
         with self._lock:
             return dict(self._progress)
 
+    def previews(self, job_ids: Collection[str]) -> dict[str, Preview]:
+        """Of each job that is here: as gray as its step."""
+        with self._lock:
+            return {
+                job_id: Preview(step, np.full((PREVIEW_SIDE, PREVIEW_SIDE, 3), step, np.uint8))
+                for job_id, (step, _) in self._progress.items()
+                if job_id in job_ids
+            }
+
     def pulse(self) -> EnginePulse:
         if self._stalled_since is not None:
             return EnginePulse("painting", self._stalled_since)
@@ -77,6 +90,10 @@ class FakeEngine:
         for index, seed in enumerate(painting.seeds):
             yield index, self._picture(painting, seed)
             time.sleep(float(painting.prompt.split()[1]) if painting.prompt.startswith("apart ") else 0.0)
+
+    def aside(self, action: Callable[[], Outcome]) -> Outcome:
+        with self._lock:
+            return action()
 
     def _take_time(self, painting: Painting) -> None:
         if painting.job_id == "warm-up":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +24,7 @@ from tests.fake_engine import FakeEngine
 from tests.jobs import a_job
 from worker.clerk import Clerk
 from worker.inputs import Sources
+from worker.safety import Safety
 from worker.settings import WorkerSettings
 from worker.tasks import Workshop
 
@@ -54,6 +56,7 @@ class Scene:
     folder: Path
     lease_seconds: float = LEASE_SECONDS
     worker_options: dict[str, Any] = field(default_factory=dict)
+    safety_checker: Path | None = None
 
     def __post_init__(self) -> None:
         self.storage = StorageSettings(
@@ -81,6 +84,7 @@ class Scene:
 
     def workshop(self, **options: Any) -> Workshop:
         """A worker that is open for work; its clerk's thread does not run."""
+        show_previews = options.pop("show_previews", lambda _jobs: None)
         settings = WorkerSettings(**({"feather_pixels": 0, "store_retry_seconds": 1.0} | options))
         clerk = Clerk(
             worker="test",
@@ -88,6 +92,7 @@ class Scene:
             queue=self.queue,
             engine=self.engine,
             settings=settings,
+            show_previews=show_previews,
             die=self.deaths.append,
         )
         clerk.open()
@@ -100,6 +105,7 @@ class Scene:
             sources=Sources(images=self.images, jobs=self.jobs, door=door, settings=settings),
             catalog=load_catalog(self.storage),
             engine=self.engine,
+            safety=Safety(self.safety_checker, self.engine, lambda: torch.device("cpu")),
             clerk=clerk,
             settings=settings,
             max_attempts=self.storage.max_attempts,

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,14 +30,15 @@ from worker.devices import (
     is_out_of_memory,
     model_budget_bytes,
 )
+from worker.errands import Errands
 from worker.errors import InternalError, JobFailed, OutOfMemory, WorkerUnfit
 from worker.graphs import GraphedUNet
 from worker.loading import LoadedModel, load_model
 from worker.models import ResidentModels
 from worker.preparing import begin_samples, make_canvas, warm_up_graphs
-from worker.previews import make_preview
+from worker.previews import Preview, make_preview, paste_preview
 from worker.runs import Run
-from worker.sample import CallShape, Painting, Sample, predict_noise
+from worker.sample import CallShape, Painting, Sample, advance_together, predict_noise
 from worker.settings import WorkerSettings
 
 __all__ = ["Activity", "Engine", "EnginePulse", "Painting", "open_engine"]
@@ -89,6 +90,7 @@ class Engine:
         self._flight_bytes = flight_bytes
         self._torch_threads = torch_threads
         self._changed = threading.Condition()
+        self._errands = Errands(self._changed)
         self._runs: list[Run] = []
         self._waiting: list[Run] = []
         self._painting: list[Run] = []
@@ -144,6 +146,18 @@ class Engine:
         if run.failure is not None:
             raise run.failure
 
+    def aside(self, action: Callable[[], Outcome]) -> Outcome:
+        """Do this in the engine's thread, between two ticks: for work on the device that is short.
+
+        Blocks until it is done. Raises what the action raises, OutOfMemory and InternalError for what is no
+        JobFailed, and WorkerUnfit.
+        """
+        with self._changed:
+            if self._stopping:
+                raise self.unfit or WorkerUnfit(STOPPED)
+            outcome = self._errands.add(action)
+        return outcome.result()
+
     def cancel(self, job_id: str) -> None:
         """Let the job leave at the next tick; its `paint` raises Cancelled."""
         with self._changed:
@@ -156,29 +170,36 @@ class Engine:
         with self._changed:
             return {run.painting.job_id: run.progress for run in self._runs}
 
-    def preview(self, job_id: str) -> NDArray[np.uint8] | None:
-        """What the job's first picture looks like so far: (h, w, 3) RGB, under 50 kB; None while it does not run.
+    def previews(self, job_ids: Collection[str]) -> dict[str, Preview]:
+        """What the first picture of each of these jobs looks like so far, under 50 kB, of those that run.
 
         Blocks for a step at most.
         """
         with self._changed:
-            run = next((run for run in self._painting if run.painting.job_id == job_id and run.samples), None)
-            if run is None:
-                return None
-            run.preview = waiting = run.preview or Future()
-        if run.done.is_set():
-            return None
-        try:
-            return waiting.result(PREVIEW_WAIT_SECONDS)
-        except TimeoutError:
-            return None
+            asked = [run for run in self._painting if run.painting.job_id in job_ids and run.samples]
+            for run in asked:
+                run.preview = run.preview or Future()
+            waiting = [(run, run.preview) for run in asked if run.preview is not None]
+        until = time.monotonic() + PREVIEW_WAIT_SECONDS
+        previews = {}
+        for run, future in waiting:
+            if run.done.is_set():
+                continue
+            try:
+                preview = future.result(until - time.monotonic())
+            except TimeoutError:
+                continue
+            if preview is not None:
+                pixels = paste_preview(preview.pixels, run.painting)
+                previews[run.painting.job_id] = Preview(preview.step, pixels)
+        return previews
 
     def pulse(self) -> EnginePulse:
         loading_since, warming_since = self._models.loading_since(), self._warming_since
         if warming_since is not None:
             return EnginePulse("warming_up", warming_since)
         with self._changed:
-            if self._waiting or self._painting:
+            if self._waiting or self._painting or self._errands:
                 return EnginePulse("painting", self._alive_at)
         if loading_since is not None:
             return EnginePulse("loading", loading_since)
@@ -213,10 +234,11 @@ class Engine:
                 self._stopping = True
                 for run in self._runs:
                     run.end(self.unfit or WorkerUnfit(STOPPED))
+                self._errands.end(self.unfit or WorkerUnfit(STOPPED))
 
     def _await_work(self) -> bool:
         with self._changed:
-            while not (self._waiting or self._painting or self._stopping):
+            while not (self._waiting or self._painting or self._errands or self._stopping):
                 self._alive_at = time.monotonic()
                 self._changed.wait(IDLE_WAIT_SECONDS)
             return not self._stopping
@@ -227,6 +249,9 @@ class Engine:
         for shape, group in self._groups():
             self._denoise(shape, group)
         self._retire()
+        if self._errands:
+            self._errands.do_next(lambda error: _judge(error, []))
+            self._show_life()
 
     def _let_go(self) -> None:
         """Cancelled and overdue jobs leave."""
@@ -307,7 +332,7 @@ class Engine:
             for (run, sample), prediction in zip(seats, predictions, strict=True):
                 if run.preview is not None and sample is run.samples[0]:
                     self._show_preview(run, sample, prediction)
-                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
+            self._advance(seats, predictions)
             return
         if len(seats) == 1:
             seats[0][0].end(failure)
@@ -320,9 +345,24 @@ class Engine:
         self._call(shape, seats[:half])
         self._call(shape, seats[half:])
 
+    def _advance(self, seats: Sequence[_Seat], predictions: Sequence[torch.Tensor]) -> None:
+        """Those that have a walk step together; the others each for itself."""
+        together: list[tuple[_Seat, torch.Tensor]] = []
+        for (run, sample), prediction in zip(seats, predictions, strict=True):
+            if sample.walk is None:
+                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
+            else:
+                together.append(((run, sample), prediction))
+        try:
+            advance_together([sample for (_, sample), _ in together], [prediction for _, prediction in together])
+        except Exception as error:  # noqa: BLE001  # judged: whatever it is, only these samples may fail
+            failure = _judge(error, [run for (run, _), _ in together])
+            for (run, _), _ in together:
+                run.end(failure)
+
     def _show_preview(self, run: Run, sample: Sample, prediction: torch.Tensor) -> None:
         try:
-            preview = make_preview(sample, prediction)
+            preview = Preview(sample.index + 1, make_preview(sample, prediction))
         except Exception as error:  # no job fails for want of a glimpse
             if is_fatal(error):
                 raise

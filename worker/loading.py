@@ -22,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 from storage.model_catalog import ModelEntry, SingleFile
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
+from worker.ip_adapters import Looker
+from worker.looking import cross_attentions
 from worker.loras import NO_LORAS, LoraHost, LoraSet
 from worker.model_files import WEIGHT_PARTS, BadModelFiles, ModelFiles, find_files
 from worker.prompts import PromptEncoder, TextTower
@@ -54,8 +56,10 @@ class LoadedModel:
     """Those with which its parts are to be called: see `put_on_loras`."""
     vae_id: str = ""
     """Of a VAE that is not its own."""
+    looker: Looker | None = None
+    """What looks at a job's picture for it."""
     plain: LoadedModel | None = None
-    """The model as it was loaded, where this is the same with a job's LoRAs and VAE."""
+    """The model as it was loaded, where this is the same with a job's LoRAs, VAE and IP-adapter."""
 
     @property
     def sees_mask(self) -> bool:
@@ -84,6 +88,18 @@ class LoadedModel:
         from worker.previews import learn_colours  # noqa: PLC0415  # it is about this class
 
         return learn_colours(self)
+
+    @property
+    def plain_unet(self) -> Any:
+        """The UNet itself, without graphs."""
+        return self.unet.unet if isinstance(self.unet, GraphedUNet) else self.unet
+
+    @functools.cached_property
+    def cross_attentions(self) -> tuple[Any, ...]:
+        """See looking.cross_attentions."""
+        if self.plain is not None:
+            return self.plain.cross_attentions
+        return cross_attentions(self.plain_unet)
 
     @property
     def latent_channels(self) -> int:

@@ -55,8 +55,8 @@ class WorkerSettings(EnvironmentSettings):
     )
     addon_memory_bytes: NonNegativeInt | None = Field(
         default=None,
-        description="How much the LoRAs and VAEs that jobs have asked for may take together, beside the models, in "
-        "bytes; those of running jobs always fit. Unset: a tenth of what the models may take.",
+        description="How much the LoRAs, VAEs and IP-adapters that jobs have asked for may take together, beside "
+        "the models, in bytes; those of running jobs always fit. Unset: a tenth of what the models may take.",
     )
     prompt_cache_entries: NonNegativeInt = Field(
         default=256, description="Prompt encodings kept for each loaded model."

@@ -26,7 +26,7 @@ from api.fields import (
     is_blank,
 )
 from storage.addons import MAX_LORA_STRENGTH, MIN_LORA_STRENGTH
-from storage.job import MAX_SEED
+from storage.job import MAX_SEED, SafetyAction
 
 MIN_SIZE = 64
 MAX_SIZE = 1024
@@ -60,6 +60,7 @@ class UploadBody(KeyBody):
     base64_string: Annotated[str, WireText(), Field(description="The picture: a data URI or bare base64.")]
 
 
+SAFETY_DEFAULTS = "Default: sensitive_content_text on the community endpoint, black on the others."
 SIZE_MEANING = f"Of the result, in pixels: any number from {MIN_SIZE} to {MAX_SIZE}, whatever the picture's own size."
 
 
@@ -126,6 +127,19 @@ class InpaintBody(KeyBody):
         WireFlag(),
         Field(description="Append the model's prompt suffix and negative prompt, see meta.prompt."),
     ] = None
+    safety_checker: Annotated[
+        bool | None,
+        WireFlag(),
+        Field(description="Hide pictures in which the safety checker finds something, see nsfw_content_detected."),
+    ] = None
+    safetychecker: Annotated[
+        bool | None, WireFlag(), Field(description="The same, its older name; safety_checker counts if both are given.")
+    ] = None
+    safety_checker_type: Annotated[
+        str | None,
+        WireName(),
+        Field(description=f"How: {', '.join(SafetyAction)}. No effect without safety_checker. {SAFETY_DEFAULTS}"),
+    ] = None
     lora_model: Annotated[
         tuple[str, ...],
         WireNames(),
@@ -177,9 +191,6 @@ REFUSED = {
 }
 _NOT_HERE = "Belongs to other endpoints of these APIs."
 IGNORED = {
-    "safety_checker": "No safety checker runs yet.",
-    "safetychecker": "Older name of safety_checker.",
-    "safety_checker_type": "No safety checker runs yet.",
     "clip_skip": "Not supported yet.",
     "enhance_style": "There are no named styles.",
     "upscale": _NOT_HERE,

@@ -12,9 +12,10 @@ from api.addresses import picture_links
 from api.dialects.fal.words import error_type_of, render_failure
 from api.webhook_message import WebhookMessage
 from storage.job import InpaintJob, JobStatus
+from storage.previews import Preview
 
 APP = "fal-ai/inpaint"
-PNG = "image/png"
+PNG, JPEG = "image/png", "image/jpeg"
 
 
 class Image(BaseModel):
@@ -29,6 +30,28 @@ class Image(BaseModel):
 class InpaintOutput(BaseModel):
     image: Image = Field(description="The repainted picture.")
     seed: int = Field(description="The seed that makes this picture again.")
+    has_nsfw_concepts: list[bool] | None = Field(
+        default=None,
+        description="Where `enable_safety_checker` was set: whether something was found; the picture is black then.",
+    )
+
+
+class PreviewImage(BaseModel):
+    url: str = Field(description="A data URI: the picture itself.")
+    content_type: str
+    width: int
+    height: int
+
+
+class InpaintStep(BaseModel):
+    """One event of the stream before the last one, which is the output."""
+
+    step: int = Field(description="UNet evaluations done.")
+    num_steps: int
+    images: list[PreviewImage] | None = Field(
+        default=None,
+        description="What the picture looks like so far: a small JPEG. Not in every event.",
+    )
 
 
 class LogLine(BaseModel):
@@ -123,12 +146,23 @@ def inference_seconds(job: InpaintJob) -> float:
 
 
 def logs(job: InpaintJob) -> list[dict[str, str]]:
-    """One line per denoising step that is done."""
+    """A line for each input without effect, then one per denoising step that is done."""
     total = max((job.num_steps, *(step for step, _ in job.step_marks)))
     return [
-        {"message": f"step {step}/{total}", "level": "INFO", "source": "USER", "timestamp": _iso(at)}
-        for step, at in step_times(job)
+        *_warnings(job),
+        *(
+            {"message": f"step {step}/{total}", "level": "INFO", "source": "USER", "timestamp": _iso(at)}
+            for step, at in step_times(job)
+        ),
     ]
+
+
+def _warnings(job: InpaintJob) -> Iterator[dict[str, str]]:
+    """What was asked for and has no effect: nothing else of this wire's could say so."""
+    if job.started_at is not None:
+        for name in job.wire.get("ignored", ()):
+            message = f"{name} has no effect on this service"
+            yield {"message": message, "level": "WARN", "source": "USER", "timestamp": _iso(job.started_at)}
 
 
 def step_times(job: InpaintJob) -> Iterator[tuple[int, float]]:
@@ -160,7 +194,21 @@ def render_output(job: InpaintJob, base_url: str) -> dict[str, Any]:
             "height": image.height,
         },
         "seed": image.seed,
+        # Only for who has asked for it: the output of this application does not have it otherwise.
+        **({} if job.safety_checker is None else {"has_nsfw_concepts": [image.nsfw]}),
     }
+
+
+def render_step(job: InpaintJob, step: int, preview: Preview | None = None) -> dict[str, Any]:
+    """An event of the stream. Other than the output's, the picture is under `images`, as in the streams of fal's
+    own applications: nobody takes it for the result."""
+    event: dict[str, Any] = {"step": step, "num_steps": job.num_steps}
+    if preview is not None:
+        url = f"data:{JPEG};base64,{preview.jpeg_base64}"
+        event["images"] = [
+            {"url": url, "content_type": JPEG, "width": preview.width, "height": preview.height},
+        ]
+    return event
 
 
 def render_webhook(job: InpaintJob) -> WebhookMessage:
