@@ -37,7 +37,7 @@ from worker.models import ResidentModels
 from worker.preparing import begin_samples, make_canvas, warm_up_graphs
 from worker.previews import Preview, make_preview, paste_preview
 from worker.runs import Run
-from worker.sample import CallShape, Painting, Sample, predict_noise
+from worker.sample import CallShape, Painting, Sample, advance_together, predict_noise
 from worker.settings import WorkerSettings
 
 __all__ = ["Activity", "Engine", "EnginePulse", "Painting", "open_engine"]
@@ -314,7 +314,7 @@ class Engine:
             for (run, sample), prediction in zip(seats, predictions, strict=True):
                 if run.preview is not None and sample is run.samples[0]:
                     self._show_preview(run, sample, prediction)
-                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
+            self._advance(seats, predictions)
             return
         if len(seats) == 1:
             seats[0][0].end(failure)
@@ -326,6 +326,21 @@ class Engine:
             log.warning("batch_halved", model=shape.model, latent_shape=shape.latent_shape, limit=half)
         self._call(shape, seats[:half])
         self._call(shape, seats[half:])
+
+    def _advance(self, seats: Sequence[_Seat], predictions: Sequence[torch.Tensor]) -> None:
+        """Those that have a walk step together; the others each for itself."""
+        together: list[tuple[_Seat, torch.Tensor]] = []
+        for (run, sample), prediction in zip(seats, predictions, strict=True):
+            if sample.walk is None:
+                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
+            else:
+                together.append(((run, sample), prediction))
+        try:
+            advance_together([sample for (_, sample), _ in together], [prediction for _, prediction in together])
+        except Exception as error:  # noqa: BLE001  # judged: whatever it is, only these samples may fail
+            failure = _judge(error, [run for (run, _), _ in together])
+            for (run, _), _ in together:
+                run.end(failure)
 
     def _show_preview(self, run: Run, sample: Sample, prediction: torch.Tensor) -> None:
         try:

@@ -52,7 +52,7 @@ class Canvas:
 def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
     """Wherever the mask asks for any repainting, a UNet that sees the masked picture does not see it.
 
-    Sets the scheduler up, too, and reads textual inversions. Raises ValueError for a scheduler
+    Finds the scheduler's walk, too, and reads textual inversions. Raises ValueError for a scheduler
     that is not offered, and AddonUnavailable.
     """
     model.schedulers.prepare(painting.plan)
@@ -172,7 +172,7 @@ def _unconditional(
 
 def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -> Sample:
     generator = torch.Generator("cpu").manual_seed(seed)
-    scheduler, timesteps = model.schedulers.begin(painting.plan)
+    scheduler, timesteps, walk = model.schedulers.begin(painting.plan)
     shape = (1, model.latent_channels, *shared.mask.shape[2:])
     begins_from_picture = painting.strength < 1
     draws_original = begins_from_picture or not model.sees_mask
@@ -195,6 +195,7 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
         model=model,
         generator=generator,
         scheduler=scheduler,
+        walk=walk,
         step_arguments=step_arguments(scheduler, generator),
         timesteps=timesteps,
         unet_timesteps=timesteps.float().tolist(),

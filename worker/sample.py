@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from worker.loading import LoadedModel
 from worker.looking import looking
 from worker.prompts import Conditioning
 from worker.schedulers import Plan
+from worker.walks import Walk, take_steps
 
 PIXEL_MAX = 255.0
 
@@ -84,6 +86,7 @@ class CallShape:
 class Sample:
     """One image being made. Tensors have one row and lie on the model's device; timesteps on the CPU.
 
+    Where there is a `walk`, its weights make the steps, and the scheduler takes none.
     `masked_latents` is for UNets of 9 channels (they are shown mask and masked picture). `kept_latents`
     are those of the picture, put back after every step where it is kept: for UNets of 4 channels, and for
     all where the mask has gray (`strength`, from 0 = keep to 1 = repaint).
@@ -92,6 +95,7 @@ class Sample:
     model: LoadedModel
     generator: torch.Generator
     scheduler: Any
+    walk: Walk | None
     step_arguments: Mapping[str, Any]
     timesteps: torch.Tensor
     unet_timesteps: list[float]
@@ -106,6 +110,8 @@ class Sample:
     kept_latents: torch.Tensor | None
     glance: Glance | None = None
     index: int = 0
+    remembered: torch.Tensor | None = None
+    """See walks.take_steps; (1, m, c * h * w)."""
 
     @property
     def finished(self) -> bool:
@@ -123,13 +129,20 @@ class Sample:
         )
 
     def unet_input(self) -> torch.Tensor:
-        scaled: torch.Tensor = self.scheduler.scale_model_input(self.latents, self.timesteps[self.index])
+        if self.walk is None:
+            scaled: torch.Tensor = self.scheduler.scale_model_input(self.latents, self.timesteps[self.index])
+        else:
+            scale = self.walk.input_scales[self.index]
+            scaled = self.latents if scale == 1 else self.latents * scale
         if self.masked_latents is None:
             return scaled
         return torch.cat([scaled, self.mask, self.masked_latents], dim=1)
 
     def advance(self, noise_prediction: torch.Tensor) -> None:
         """One step of this sample's scheduler."""
+        if self.walk is not None:
+            advance_together([self], [noise_prediction])
+            return
         timestep = self.timesteps[self.index]
         self.latents = self.scheduler.step(
             noise_prediction, timestep, self.latents, **self.step_arguments, return_dict=False
@@ -146,9 +159,16 @@ class Sample:
         if kept is None:
             return
         if not self.finished:
-            kept = self.scheduler.add_noise(kept, self.noise, self.timesteps[self.index : self.index + 1])
-        free = self._free()
-        self.latents = (1 - free) * kept + free * self.latents
+            kept = self.noised(kept, self.noise)
+        self.latents = torch.lerp(kept, self.latents, self._free())
+
+    def noised(self, picture: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The picture's latents with as much noise as belongs to the step to come."""
+        if self.walk is None:
+            mixed: torch.Tensor = self.scheduler.add_noise(picture, noise, self.timesteps[self.index : self.index + 1])
+            return mixed
+        of_picture, of_noise = self.walk.levels[self.index]
+        return torch.add(of_picture * picture, noise, alpha=of_noise)
 
     def _free(self) -> torch.Tensor:
         """1 where this step is free to paint, 0 where the picture is kept, (1, 1, h, w)."""
@@ -168,6 +188,49 @@ class Sample:
         levels = (pixels.float() * 0.5 + 0.5).clamp(0, 1) * PIXEL_MAX
         picture: NDArray[np.uint8] = levels.round().to(torch.uint8)[0].permute(1, 2, 0).contiguous().cpu().numpy()
         return picture
+
+
+def advance_together(samples: Sequence[Sample], predictions: Sequence[torch.Tensor]) -> None:
+    """One step of each of these samples, of one latent shape; those of equal memory are computed at once.
+
+    Each one that draws does so from its own generator, as its scheduler would. Samples without a walk take their
+    scheduler's step.
+    """
+    together: dict[int, list[tuple[Sample, Walk, torch.Tensor]]] = defaultdict(list)
+    for sample, prediction in zip(samples, predictions, strict=True):
+        if sample.walk is None:
+            sample.advance(prediction)
+        else:
+            together[sample.walk.num_remembered].append((sample, sample.walk, prediction))
+    for group in together.values():
+        _advance([sample for sample, _, _ in group], [walk for _, walk, _ in group], [each for _, _, each in group])
+
+
+def _advance(samples: Sequence[Sample], walks: Sequence[Walk], predictions: Sequence[torch.Tensor]) -> None:
+    latents, remembered = take_steps(
+        walks=walks,
+        indexes=[sample.index for sample in samples],
+        latents=torch.cat([sample.latents for sample in samples]),
+        predictions=torch.cat(list(predictions)),
+        noise=[_draw(sample, walk) for sample, walk in zip(samples, walks, strict=True)],
+        remembered=_all_remembered(samples, walks[0].num_remembered),
+    )
+    for row, sample in enumerate(samples):
+        sample.latents, sample.remembered = latents[row : row + 1], remembered[row : row + 1]
+        sample.index += 1
+        sample.hold_back()
+
+
+def _draw(sample: Sample, walk: Walk) -> torch.Tensor | None:
+    if not walk.draws[sample.index]:
+        return None
+    return torch.randn(sample.latents.shape, generator=sample.generator, dtype=walk.draw_dtype or sample.latents.dtype)
+
+
+def _all_remembered(samples: Sequence[Sample], count: int) -> torch.Tensor:
+    first = samples[0].latents
+    nothing = first.new_zeros((1, count, first.numel()), dtype=torch.float32)
+    return torch.cat([nothing if sample.remembered is None else sample.remembered for sample in samples])
 
 
 def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
