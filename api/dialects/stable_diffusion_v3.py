@@ -106,7 +106,6 @@ PROBLEM_WORDS = {
     "too_small": "The {field} must be at least {low}.",
     "too_long": "The {field} may not be longer than {high} characters.",
     "not_a_choice": "The {field} must be one of {choices}.",
-    "unusable_choice": "The {field} {value} cannot be used because {reason}; use one of {choices}.",
     "not_supported": "The {field} is not supported yet.",
 }
 

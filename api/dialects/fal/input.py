@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from api.dialects.fal.words import row
 from storage.job import MAX_SEED, Failure, InpaintJob, Priority
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
-from storage.schedulers import SCHEDULERS
+from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, STAND_INS, known_scheduler, stand_ins_text
 
 NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 MAX_STEPS = 150
@@ -74,7 +74,8 @@ class InpaintInput(BaseModel):
     )
     scheduler: Text | None = Field(
         default=None,
-        description=f"An extra of this service: one of {', '.join(SCHEDULERS)}. Absent: the model's own.",
+        description=f"An extra of this service: one of {', '.join(SCHEDULERS)}; or one of those that cannot inpaint and "
+        f"are painted by the nearest that can: {stand_ins_text()}. Absent: the model's own.",
     )
 
 
@@ -157,15 +158,16 @@ def _no_model(name: str) -> str:
 def _scheduler(name: str | None, rows: list[dict[str, Any]]) -> str | None:
     if not name:
         return None
-    known = {each.casefold(): each for each in SCHEDULERS}.get(name.casefold())
+    known = known_scheduler(name)
     if known is None:
-        choices = ", ".join(f"'{each}'" for each in SCHEDULERS)
+        choices = ", ".join(f"'{each}'" for each in KNOWN_SCHEDULERS)
         rows.append(row(["body", "scheduler"], "enum", f"Input should be {choices}", name))
     return known
 
 
 def _job(asked: InpaintInput, entry: ModelEntry, scheduler: str | None, circumstances: Circumstances) -> InpaintJob:
     steps = entry.num_inference_steps if asked.num_inference_steps is None else asked.num_inference_steps
+    stand_in = STAND_INS.get(scheduler or "")
     return InpaintJob(
         **_frame(circumstances),
         model=entry.id,
@@ -177,7 +179,8 @@ def _job(asked: InpaintInput, entry: ModelEntry, scheduler: str | None, circumst
         guidance_scale=entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         strength=1.0 if asked.strength is None else asked.strength,
         seed=circumstances.random_seed() if asked.seed is None else asked.seed,
-        scheduler=scheduler or entry.scheduler,
+        scheduler=stand_in.scheduler if stand_in else scheduler or entry.scheduler,
+        use_karras_sigmas=bool(stand_in and stand_in.use_karras_sigmas),
     )
 
 

@@ -100,7 +100,6 @@ PROBLEMS: Mapping[str, tuple[str, str]] = {
     "too_small": ("greater_than_equal", "Input should be greater than or equal to {low}"),
     "too_long": ("string_too_long", "String should have at most {high} characters"),
     "not_a_choice": ("enum", "Input should be one of {choices}"),
-    "unusable_choice": ("feature_not_supported", "{value} cannot be used because {reason}; use one of {choices}"),
     "not_supported": ("feature_not_supported", "This input is not supported"),
 }
 
