@@ -74,8 +74,8 @@ class InpaintInput(BaseModel):
     )
     scheduler: Text | None = Field(
         default=None,
-        description=f"An extra of this service: one of {', '.join(SCHEDULERS)}; or one of those that cannot inpaint and "
-        f"are painted by the nearest that can: {stand_ins_text()}. Absent: the model's own.",
+        description=f"An extra of this service: one of {', '.join(SCHEDULERS)}; or of those that cannot inpaint, "
+        f"painted by the nearest that can: {stand_ins_text()}. Absent: the model's own.",
     )
 
 
