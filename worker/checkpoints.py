@@ -83,9 +83,9 @@ def read_checkpoint(header: Header, name: str) -> Checkpoint:
     if FIRST_LAYER not in header.shapes:
         raise BadModelFiles(f"{name} is {_other(header)}, no checkpoint of Stable Diffusion 1, 2 or XL")
     layout = _layout(header, name)
-    for part, prefix in PLACES[layout].items():
-        if not header.has(prefix):
-            raise BadModelFiles(f"{name} is a checkpoint of {NAMES[layout]}, but holds no {part}")
+    missing = [part for part, prefix in PLACES[layout].items() if not header.has(prefix)]
+    if missing:
+        raise BadModelFiles(f"{name} is a checkpoint of {NAMES[layout]}, but holds no {', no '.join(missing)}")
     marked = PREDICTIONS.get(header.metadata.get(MODELSPEC_PREDICTION, "").casefold())
     if V_PREDICTION_MARK in header.shapes:
         marked = "v_prediction"

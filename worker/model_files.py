@@ -104,7 +104,7 @@ def _find_folder(source: Folder | Hub) -> ModelFiles:
         raise BadModelFiles("there is no model_index.json where the models file says it lies")
     family = _family_of(root)
     _check_configs(root, family)
-    found = {part: _weights_of(root / part) for part in WEIGHT_PARTS[family]}
+    found = _all_weights(root, family)
     plain = all(_without_variant(paths) for paths in found.values())
     variant = None if plain else HALF_PRECISION
     chosen: list[Path] = []
@@ -135,12 +135,28 @@ def _read_index(root: Path) -> dict[str, Any]:
 
 
 def _check_configs(root: Path, family: str) -> None:
+    missing = []
     for part in PARTS[family]:
-        name = CONFIG_NAMES[part]
+        name = f"{part}/{CONFIG_NAMES[part]}"
         try:
-            json.loads((root / part / name).read_text())
-        except (OSError, ValueError) as error:
-            raise BadModelFiles(f"{part}/{name} is not there or not JSON") from error
+            json.loads((root / name).read_text())
+        except (OSError, ValueError):
+            missing.append(name)
+    if missing:
+        raise BadModelFiles(f"{', '.join(missing)}: not there, or not JSON")
+
+
+def _all_weights(root: Path, family: str) -> dict[str, list[Path]]:
+    """The weights of each part, whichever precision. Raises BadModelFiles with everything that is missing."""
+    found, problems = {}, []
+    for part in WEIGHT_PARTS[family]:
+        try:
+            found[part] = _weights_of(root / part)
+        except BadModelFiles as problem:
+            problems.append(str(problem))
+    if problems:
+        raise BadModelFiles("; ".join(problems))
+    return found
 
 
 def _weights_of(folder: Path) -> list[Path]:
