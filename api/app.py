@@ -40,6 +40,7 @@ from storage.job_store import JobStore, open_redis
 from storage.logs import configure_logging
 from storage.model_catalog import load_catalog
 from storage.outbound import OutboundDoor
+from storage.previews import PreviewStore
 from storage.settings import StorageSettings
 from storage.watchers import Watchers
 
@@ -96,6 +97,7 @@ def make_parts(
         arrivals=Arrivals(client, job_store, max_waiting=settings.max_waiting_clients),
         deliveries=DeliveryLog(client),
         watchers=Watchers(client),
+        previews=PreviewStore(client),
         clock=clock,
     )
 

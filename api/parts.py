@@ -18,6 +18,7 @@ from storage.job_queue import JobQueue
 from storage.job_store import JobStore
 from storage.model_catalog import ModelCatalog
 from storage.outbound import OutboundDoor
+from storage.previews import PreviewStore
 from storage.settings import StorageSettings
 from storage.watchers import Watchers
 
@@ -38,6 +39,7 @@ class Parts:
     arrivals: Arrivals
     deliveries: DeliveryLog
     watchers: Watchers
+    previews: PreviewStore
     clock: Callable[[], float]
 
 

@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 Family = Literal["sd", "sdxl"]
 
+# Of one job. Negative strengths do the opposite; far beyond these no picture is left.
+MAX_LORAS = 8
+MIN_LORA_STRENGTH, MAX_LORA_STRENGTH = -5.0, 5.0
+
 
 class NamedTwice(Exception):
     """Two of one kind go by one name; the text says which."""

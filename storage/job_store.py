@@ -77,6 +77,8 @@ class Pulse:
 
     alive: bool
     cancelled: bool
+    watched: bool = False
+    """Somebody wants to see previews."""
 
 
 class JobStore(DueTimes, Roster):
@@ -242,15 +244,15 @@ class JobStore(DueTimes, Roster):
         return before.claimed(at=float(now))
 
     def heartbeat(self, beats: Sequence[Beat]) -> dict[str, Pulse]:
-        """Renew the leases of the jobs held, write their progress, hear of cancels: one round trip."""
+        """Renew the leases of the jobs held, write their progress, hear of cancels and watchers: one round trip."""
         if not beats:
             return {}
         rows = [[beat.job_id, beat.fence, beat.step, beat.num_steps] for beat in beats]
         with redis_outages():
             answers = self._heartbeat(self._given_now(), self._settings.lease_seconds, json.dumps(rows))
         return {
-            beat.job_id: Pulse(alive=answer != "lost", cancelled=answer == "cancel")
-            for beat, answer in zip(beats, answers, strict=True)
+            beat.job_id: Pulse(alive=state != "lost", cancelled=state == "cancel", watched=bool(watched))
+            for beat, (state, watched) in zip(beats, answers, strict=True)
         }
 
     def publish(self, job: InpaintJob, images: Sequence[ResultImage]) -> bool:
@@ -354,6 +356,8 @@ class JobStore(DueTimes, Roster):
 
 def _stored_inputs(job: InpaintJob) -> list[str]:
     references = {job.init_image, job.mask_image}
+    if job.ip_adapter is not None:
+        references.add(job.ip_adapter.image)
     return sorted(each.removeprefix(OBJECT_REFERENCE) for each in references if each.startswith(OBJECT_REFERENCE))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from worker.engine import EnginePulse
 from worker.errors import Cancelled, OutOfMemory, TimedOut, WorkerUnfit
+from worker.previews import Preview
 from worker.sample import Painting
 
 STEP_SECONDS = 0.02
+PREVIEW_SIDE = 16
 
 
 class FakeEngine:
@@ -50,6 +52,15 @@ class FakeEngine:
     def progress(self) -> dict[str, tuple[int, int]]:
         with self._lock:
             return dict(self._progress)
+
+    def previews(self, job_ids: Collection[str]) -> dict[str, Preview]:
+        """Of each job that is here: as gray as its step."""
+        with self._lock:
+            return {
+                job_id: Preview(step, np.full((PREVIEW_SIDE, PREVIEW_SIDE, 3), step, np.uint8))
+                for job_id, (step, _) in self._progress.items()
+                if job_id in job_ids
+            }
 
     def pulse(self) -> EnginePulse:
         if self._stalled_since is not None:

@@ -81,6 +81,7 @@ class Scene:
 
     def workshop(self, **options: Any) -> Workshop:
         """A worker that is open for work; its clerk's thread does not run."""
+        show_previews = options.pop("show_previews", lambda _jobs: None)
         settings = WorkerSettings(**({"feather_pixels": 0, "store_retry_seconds": 1.0} | options))
         clerk = Clerk(
             worker="test",
@@ -88,6 +89,7 @@ class Scene:
             queue=self.queue,
             engine=self.engine,
             settings=settings,
+            show_previews=show_previews,
             die=self.deaths.append,
         )
         clerk.open()

@@ -26,12 +26,14 @@ from storage.job_store import JobStore, open_redis
 from storage.logs import configure_logging
 from storage.model_catalog import BadModelsFile, ModelCatalog, ModelEntry, load_catalog
 from storage.outbound import OutboundDoor
+from storage.previews import PreviewStore
 from storage.settings import StorageSettings, storage_settings
 from worker.clerk import Clerk
 from worker.engine import open_engine
 from worker.errors import JobFailed, WorkerUnfit
 from worker.inputs import Sources
 from worker.masks import REPAINT
+from worker.previewer import Previewed, Previewer
 from worker.sample import Painting
 from worker.settings import WorkerSettings, worker_settings
 from worker.tasks import Painter, Workshop, give_back, register_ticket_task
@@ -49,7 +51,7 @@ CONSUMER_PAUSE_SECONDS = 1.0
 TALKATIVE_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
 
 
-class EngineProcess(Painter, Protocol):
+class EngineProcess(Painter, Previewed, Protocol):
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
@@ -156,12 +158,14 @@ def main() -> int:
 def run(engine: EngineProcess, catalog: ModelCatalog, storage: StorageSettings, settings: WorkerSettings) -> int:
     """Paint until a signal or an unfit engine ends it. Takes SIGTERM and SIGINT for itself."""
     name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}"
-    jobs = JobStore(open_redis(storage), storage)
+    client = open_redis(storage)
+    jobs = JobStore(client, storage)
+    previewer = Previewer(engine, PreviewStore(client))
     images = open_image_store(storage)
     door = OutboundDoor(allowed_private_networks=storage.allowed_private_networks)
     app = celery_app(storage)
     queue = JobQueue(app)
-    clerk = Clerk(worker=name, jobs=jobs, queue=queue, engine=engine, settings=settings)
+    clerk = Clerk(worker=name, jobs=jobs, queue=queue, engine=engine, settings=settings, show_previews=previewer.watch)
     closing = Closing(clerk, settings)
     workshop = Workshop(
         name=name,
@@ -181,10 +185,12 @@ def run(engine: EngineProcess, catalog: ModelCatalog, storage: StorageSettings, 
     register_ticket_task(app, workshop)
     engine.start()
     clerk.start()
+    previewer.start()
     log.info("engine_started", worker=name)
     warm_up(engine, catalog.default)
     consume(app, name, settings, clerk, closing)
     _say_goodbye(clerk, engine)
+    previewer.stop()
     closing.main_is_done()
     return closing.exit_code
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -68,7 +68,8 @@ class Claim:
 class Clerk:
     """Speaks for the jobs held: every `clerk_interval_seconds`, and at once when one is cancelled, one round trip.
 
-    `die` ends the process at once; it must not return when it is the real one.
+    `show_previews` is told in each round which of the jobs are watched; it must not block. `die` ends the process
+    at once; it must not return when it is the real one.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Clerk:
         queue: JobQueue,
         engine: Watched,
         settings: WorkerSettings,
+        show_previews: Callable[[Collection[InpaintJob]], object] = lambda _jobs: None,
         die: Callable[[int], object] = os._exit,
     ) -> None:
         self._worker = worker
@@ -87,6 +89,7 @@ class Clerk:
         self._upkeep = Upkeep(jobs, queue)
         self._engine = engine
         self._settings = settings
+        self._show_previews = show_previews
         self._die = die
         self._lock = threading.Lock()
         self._claims: dict[str, Claim] = {}
@@ -219,8 +222,10 @@ class Clerk:
         for job_id, claim in claims.items():
             step, num_steps = progress.get(job_id, (0, 0))
             beats.append(Beat(job_id, claim.job.fence, step, num_steps))
-        for job_id, pulse in self._jobs.heartbeat(beats).items():
+        pulses = self._jobs.heartbeat(beats)
+        for job_id, pulse in pulses.items():
             self._hear(claims[job_id], pulse)
+        self._show_previews([claims[job_id].job for job_id, pulse in pulses.items() if pulse.watched])
 
     def _hear(self, claim: Claim, pulse: Pulse) -> None:
         if claim.ending or (pulse.alive and not pulse.cancelled):

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +18,11 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
+from storage.addons import NO_ADDONS
 from storage.model_catalog import ModelCatalog
+from worker.adapters import Adapters, one_at_a_time
 from worker.devices import (
+    addon_budget_bytes,
     choose_device,
     choose_dtype,
     free_cached_memory,
@@ -32,9 +35,9 @@ from worker.graphs import GraphedUNet
 from worker.loading import LoadedModel, load_model
 from worker.models import ResidentModels
 from worker.preparing import begin_samples, make_canvas, warm_up_graphs
-from worker.previews import make_preview
+from worker.previews import Preview, make_preview, paste_preview
 from worker.runs import Run
-from worker.sample import CallShape, Painting, Sample, predict_noise
+from worker.sample import CallShape, Painting, Sample, advance_together, predict_noise
 from worker.settings import WorkerSettings
 
 __all__ = ["Activity", "Engine", "EnginePulse", "Painting", "open_engine"]
@@ -77,9 +80,11 @@ class Engine:
         max_batch: int,
         torch_threads: int,
         flight_bytes: int = DEFAULT_FLIGHT_BYTES,
+        adapters: Adapters | None = None,
     ) -> None:
         self.unfit: WorkerUnfit | None = None
         self._models = models
+        self._adapters = adapters or Adapters(NO_ADDONS)
         self._max_batch = max_batch
         self._flight_bytes = flight_bytes
         self._torch_threads = torch_threads
@@ -117,7 +122,11 @@ class Engine:
         Whoever stops taking them ends the painting.
         """
         run = Run(painting)
-        with self._known(run), self._models.hold(painting.model, run.check) as model:
+        with (
+            self._known(run),
+            self._models.hold(painting.model, run.check) as loaded,
+            self._adapters.fitted(loaded, painting, run.check) as model,
+        ):
             run.model = model
             # In this thread: what needs no device is no part of the engine's turn.
             run.canvas = self._attempt(run, functools.partial(make_canvas, model, painting), repeatable=False)
@@ -147,22 +156,29 @@ class Engine:
         with self._changed:
             return {run.painting.job_id: run.progress for run in self._runs}
 
-    def preview(self, job_id: str) -> NDArray[np.uint8] | None:
-        """What the job's first picture looks like so far: (h, w, 3) RGB, under 50 kB; None while it does not run.
+    def previews(self, job_ids: Collection[str]) -> dict[str, Preview]:
+        """What the first picture of each of these jobs looks like so far, under 50 kB, of those that run.
 
         Blocks for a step at most.
         """
         with self._changed:
-            run = next((run for run in self._painting if run.painting.job_id == job_id and run.samples), None)
-            if run is None:
-                return None
-            run.preview = waiting = run.preview or Future()
-        if run.done.is_set():
-            return None
-        try:
-            return waiting.result(PREVIEW_WAIT_SECONDS)
-        except TimeoutError:
-            return None
+            asked = [run for run in self._painting if run.painting.job_id in job_ids and run.samples]
+            for run in asked:
+                run.preview = run.preview or Future()
+            waiting = [(run, run.preview) for run in asked if run.preview is not None]
+        until = time.monotonic() + PREVIEW_WAIT_SECONDS
+        previews = {}
+        for run, future in waiting:
+            if run.done.is_set():
+                continue
+            try:
+                preview = future.result(until - time.monotonic())
+            except TimeoutError:
+                continue
+            if preview is not None:
+                pixels = paste_preview(preview.pixels, run.painting)
+                previews[run.painting.job_id] = Preview(preview.step, pixels)
+        return previews
 
     def pulse(self) -> EnginePulse:
         loading_since, warming_since = self._models.loading_since(), self._warming_since
@@ -219,7 +235,7 @@ class Engine:
     def _tick(self) -> None:
         self._let_go()
         self._admit()
-        for shape, group in self._groups().items():
+        for shape, group in self._groups():
             self._denoise(shape, group)
         self._retire()
 
@@ -270,14 +286,15 @@ class Engine:
         seconds = round(time.monotonic() - started, 2)
         log.info("graphs_built", model=model.id, graphs=model.unet.graphs_built, seconds=seconds)
 
-    def _groups(self) -> dict[CallShape, list[_Seat]]:
+    def _groups(self) -> list[tuple[CallShape, list[_Seat]]]:
+        """Those whose LoRAs are on come first: one change less in each tick."""
         groups: dict[CallShape, list[_Seat]] = defaultdict(list)
         for run in self._painting:
             for sample in run.samples:
                 if not sample.finished:
                     groups[sample.call_shape].append((run, sample))
         self._batch_limits = {shape: limit for shape, limit in self._batch_limits.items() if shape in groups}
-        return groups
+        return sorted(groups.items(), key=lambda each: not each[1][0][1].model.wears_its_loras)
 
     def _denoise(self, shape: CallShape, group: Sequence[_Seat]) -> None:
         limit = self._batch_limits.get(shape, self._max_batch)
@@ -301,7 +318,7 @@ class Engine:
             for (run, sample), prediction in zip(seats, predictions, strict=True):
                 if run.preview is not None and sample is run.samples[0]:
                     self._show_preview(run, sample, prediction)
-                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
+            self._advance(seats, predictions)
             return
         if len(seats) == 1:
             seats[0][0].end(failure)
@@ -314,9 +331,24 @@ class Engine:
         self._call(shape, seats[:half])
         self._call(shape, seats[half:])
 
+    def _advance(self, seats: Sequence[_Seat], predictions: Sequence[torch.Tensor]) -> None:
+        """Those that have a walk step together; the others each for itself."""
+        together: list[tuple[_Seat, torch.Tensor]] = []
+        for (run, sample), prediction in zip(seats, predictions, strict=True):
+            if sample.walk is None:
+                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
+            else:
+                together.append(((run, sample), prediction))
+        try:
+            advance_together([sample for (_, sample), _ in together], [prediction for _, prediction in together])
+        except Exception as error:  # noqa: BLE001  # judged: whatever it is, only these samples may fail
+            failure = _judge(error, [run for (run, _), _ in together])
+            for (run, _), _ in together:
+                run.end(failure)
+
     def _show_preview(self, run: Run, sample: Sample, prediction: torch.Tensor) -> None:
         try:
-            preview = make_preview(sample, prediction)
+            preview = Preview(sample.index + 1, make_preview(sample, prediction))
         except Exception as error:  # no job fails for want of a glimpse
             if is_fatal(error):
                 raise
@@ -354,6 +386,9 @@ class Engine:
         return None
 
     def _forget_done(self) -> None:
+        for run in self._painting:
+            if run.done.is_set() and run.model is not None:
+                run.model.lora_host.take_off(run.model.loras)
         self._waiting = [run for run in self._waiting if not run.done.is_set()]
         self._painting = [run for run in self._painting if not run.done.is_set()]
 
@@ -386,9 +421,12 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
         prompt_cache_entries=settings.prompt_cache_entries,
         picture_cache_bytes=settings.picture_cache_bytes,
     )
+    # Libraries change things for the whole process while they load.
+    loading = threading.Lock()
+    adapters = Adapters(catalog.addons, capacity_bytes=addon_budget_bytes(settings, device), loading=loading)
     models = ResidentModels(
         catalog,
-        load,
+        one_at_a_time(load, loading),
         budget_bytes=model_budget_bytes(settings, device),
         bytes_per_weight=dtype.itemsize,
         turn_seconds=settings.model_turn_seconds,
@@ -396,5 +434,9 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
     threads = settings.torch_thread_count
     log.info("engine_opened", device=str(device), dtype=str(dtype), torch_threads=threads, max_batch=settings.max_batch)
     return Engine(
-        models, max_batch=settings.max_batch, torch_threads=threads, flight_bytes=settings.flight_memory_bytes
+        models,
+        max_batch=settings.max_batch,
+        torch_threads=threads,
+        flight_bytes=settings.flight_memory_bytes,
+        adapters=adapters,
     )

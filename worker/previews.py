@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from worker.loading import LoadedModel
-from worker.sample import PIXEL_MAX, Sample
+from worker.masks import composite, paste_weight
+from worker.sample import PIXEL_MAX, Painting, Sample
 
 # 128 x 128 x 3 bytes are less than 50 kB.
 MAX_SIDE = 128
@@ -16,6 +19,15 @@ MAX_SIDE = 128
 PATCHES = 16
 LATENTS_PER_PATCH = 2
 MIN_ALPHA = 1e-4
+JPEG_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A glimpse of a sample after `step` of its UNet evaluations. `pixels`: (h, w, 3) RGB."""
+
+    step: int
+    pixels: NDArray[np.uint8]
 
 
 def make_preview(sample: Sample, prediction: torch.Tensor) -> NDArray[np.uint8]:
@@ -33,6 +45,24 @@ def make_preview(sample: Sample, prediction: torch.Tensor) -> NDArray[np.uint8]:
         size = (max(1, int(width * shrink)), max(1, int(height * shrink)))
         preview = cv2.resize(preview, size, interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(preview)
+
+
+def paste_preview(preview: NDArray[np.uint8], painting: Painting) -> NDArray[np.uint8]:
+    """The preview over the picture that was given, made as small: where nothing is repainted, only that is seen."""
+    size = preview.shape[1], preview.shape[0]
+    picture = cv2.resize(painting.picture, size, interpolation=cv2.INTER_AREA)
+    weight = cv2.resize(paste_weight(painting.mask), size, interpolation=cv2.INTER_AREA)
+    return composite(picture.astype(np.uint8), preview, weight.astype(np.uint8))
+
+
+def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """(h, w, 3) RGB as a JPEG: some 5 kB for the largest preview, 20 kB at the most."""
+    encoded, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    )
+    if not encoded:
+        raise ValueError(f"a preview of shape {pixels.shape} cannot be encoded")
+    return data.tobytes()
 
 
 def learn_colours(model: LoadedModel) -> NDArray[np.float32]:
@@ -55,16 +85,14 @@ def learn_colours(model: LoadedModel) -> NDArray[np.float32]:
 def _clean_latents(sample: Sample, prediction: torch.Tensor) -> torch.Tensor:
     """The latents without their noise, if the prediction is right.
 
-    How much picture and noise there is in them is asked of the scheduler's own add_noise; epsilon and
+    Epsilon and
     v-prediction: Salimans and Ho, "Progressive distillation", appendix D.
     """
     kind = getattr(sample.scheduler.config, "prediction_type", "epsilon")
     if kind == "sample":
         return prediction
-    timestep = sample.timesteps[sample.index : sample.index + 1]
     one, zero = torch.ones_like(sample.latents), torch.zeros_like(sample.latents)
-    alpha = float(sample.scheduler.add_noise(one, zero, timestep).flatten()[0])
-    sigma = float(sample.scheduler.add_noise(zero, one, timestep).flatten()[0])
+    alpha, sigma = (float(each.flatten()[0]) for each in (sample.noised(one, zero), sample.noised(zero, one)))
     if kind == "v_prediction":
         length = (alpha**2 + sigma**2) ** 0.5
         clean: torch.Tensor = (alpha / length) * (sample.latents / length) - (sigma / length) * prediction

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from worker.errors import Cancelled, JobFailed, TimedOut, WorkerUnfit
 from worker.loading import LoadedModel
 from worker.preparing import Canvas
+from worker.previews import Preview
 from worker.sample import Painting, Sample
 
 # Of a sample's latents: its own, the noise, the picture's, the masked picture's, the prediction, and up to
@@ -32,7 +33,7 @@ class Run:
     canvas: Canvas | None = None
     samples: list[Sample] = field(default_factory=list)
     pictures: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-    preview: Future[NDArray[np.uint8] | None] | None = None
+    preview: Future[Preview | None] | None = None
     """Somebody waits for it; filled at the next step."""
     failure: JobFailed | WorkerUnfit | None = None
     finished: SimpleQueue[int | None] = field(default_factory=SimpleQueue)
@@ -57,7 +58,7 @@ class Run:
         self.finished.put(None)
         self.show(None)
 
-    def show(self, preview: NDArray[np.uint8] | None) -> None:
+    def show(self, preview: Preview | None) -> None:
         """Answer whoever waits for a preview."""
         waiting, self.preview = self.preview, None
         if waiting is not None:

@@ -23,6 +23,8 @@ from storage.schedulers import num_evaluations
 from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, StartTimedOut, TimedOut, WorkerUnfit
 from worker.inputs import Inputs, Sources, open_inputs, scale_part, scale_picture
+from worker.inversions import find_embeddings
+from worker.ip_adapters import find_look
 from worker.masks import composite, covered, feather, is_empty, paste_weight, scale_strength
 from worker.png import encode_png
 from worker.sample import Painting
@@ -173,7 +175,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
         pictures = (inputs.picture for _ in range(job.num_images))
     else:
         evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
-        pictures = _repainted(workshop, claim, inputs, worked_size)
+        pictures = _repainted(workshop, claim, inputs, worked_size, notes)
     images: list[ResultImage] = []
     with closing(pictures):
         for picture in pictures:
@@ -185,9 +187,12 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
 
 
 def _repainted(
-    workshop: Workshop, claim: Claim, inputs: Inputs, worked_size: tuple[int, int]
+    workshop: Workshop, claim: Claim, inputs: Inputs, worked_size: tuple[int, int], notes: dict[str, Any]
 ) -> Generator[NDArray[np.uint8]]:
-    """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched."""
+    """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched.
+
+    `notes` gets what the engine has to say about the job.
+    """
     job = claim.job
     painting = Painting(
         job_id=job.job_id,
@@ -204,8 +209,14 @@ def _repainted(
         use_karras_sigmas=job.use_karras_sigmas,
         algorithm_type=job.algorithm_type,
         weighted_prompts=job.weighted_prompts,
+        clip_skip=job.clip_skip,
+        embeddings=find_embeddings(workshop.catalog.addons, job.embeddings),
+        look=find_look(workshop.catalog.addons, job.ip_adapter, inputs.look),
         masked_area_init=job.masked_area_init,
+        loras=job.loras,
+        vae=job.vae,
         deadline=claim.deadline,
+        notes=notes,
     )
     # Before the engine's part: nothing that can be done by then is left for when the client waits.
     soft_mask = feather(paste_weight(inputs.mask), workshop.settings.feather_pixels)

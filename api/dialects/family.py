@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.addresses import picture_links
+from api.dialects import family_addons
 from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields, refused_fields
 from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
@@ -87,6 +88,8 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         scheduler=sampling.scheduler,
         use_karras_sigmas=sampling.use_karras_sigmas,
         algorithm_type=sampling.algorithm_type,
+        loras=family_addons.loras_of(asked, entry, circumstances.catalog),
+        vae=family_addons.vae_of(asked, entry, circumstances.catalog),
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
@@ -97,7 +100,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
             "instant_response": asked.instant_response,
             "enhance_prompt": enhances,
             "track_id": asked.track_id,
-            "ignored": [*ignored_fields(body), *sampling.ignored],
+            "ignored": [*ignored_fields(body), *sampling.ignored, *family_addons.ignored_fields(asked)],
             **sampling.wire,
         },
         submitted_at=circumstances.now,
@@ -166,6 +169,7 @@ def meta(job: InpaintJob, variant: Variant) -> dict[str, Any]:
     shown = {name: values[name] for name in variant.meta_names}
     shown["ignored"] = list(job.wire.get("ignored", ()))
     shown |= {name: job.wire[name] for name in ("scheduler_asked",) if name in job.wire}
+    shown |= {name: value for name, value in family_addons.meta(job).items() if value is not None}
     return shown | {name: job.notes[name] for name in ("mask_empty", "worked_size") if job.notes.get(name)}
 
 
@@ -201,6 +205,7 @@ def _meta_values(job: InpaintJob) -> dict[str, Any]:
         "output": links(job),
         "is_sdxl": False,
         **NOT_DONE,
+        **family_addons.meta(job),
     }
 
 
@@ -214,9 +219,6 @@ NOT_DONE: dict[str, Any] = {
     "safetychecker": "no",
     "safety_checker_type": None,
     "clip_skip": None,
-    "vae": None,
-    "lora": None,
-    "lora_strength": None,
     "ip_adapter_id": None,
     "ip_adapter_scale": None,
     "ip_adapter_image": None,

@@ -13,7 +13,19 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.errors import Problem
-from api.fields import NO_WORDS, WireFlag, WireInteger, WireName, WireNumber, WireTag, WireText, is_blank
+from api.fields import (
+    NO_WORDS,
+    WireFlag,
+    WireInteger,
+    WireName,
+    WireNames,
+    WireNumber,
+    WireNumbers,
+    WireTag,
+    WireText,
+    is_blank,
+)
+from storage.addons import MAX_LORA_STRENGTH, MIN_LORA_STRENGTH
 from storage.job import MAX_SEED
 from storage.schedulers import SCHEDULERS, stand_ins_text
 
@@ -125,6 +137,21 @@ class InpaintBody(KeyBody):
         WireFlag(),
         Field(description="Append the model's prompt suffix and negative prompt, see meta.prompt."),
     ] = None
+    lora_model: Annotated[
+        tuple[str, ...],
+        WireNames(),
+        Field(description="LoRAs of the models file, with commas between; for models of their family."),
+    ] = ()
+    lora_strength: Annotated[
+        tuple[float, ...],
+        WireNumbers(MIN_LORA_STRENGTH, MAX_LORA_STRENGTH),
+        Field(description="One strength for all of lora_model, or one for each, with commas between. Default: 1."),
+    ] = ()
+    vae: Annotated[
+        str | None,
+        WireName(),
+        Field(description="A VAE of the models file in place of the model's own; for models of its family."),
+    ] = None
 
 
 class RealtimeBody(InpaintBody):
@@ -155,8 +182,6 @@ class FieldFate:
 
 
 REFUSED = {
-    "lora_model": "LoRA adapters are not supported yet.",
-    "vae": "Other VAEs are not supported yet.",
     "ip_adapter_id": "IP adapters are not supported yet.",
     "ip_adapter_scale": "IP adapters are not supported yet.",
     "ip_adapter_image": "IP adapters are not supported yet.",
@@ -167,7 +192,6 @@ IGNORED = {
     "safetychecker": "Older name of safety_checker.",
     "safety_checker_type": "No safety checker runs yet.",
     "clip_skip": "Not supported yet.",
-    "lora_strength": "Has no meaning without lora_model, which is refused.",
     "enhance_style": "There are no named styles.",
     "upscale": _NOT_HERE,
     "watermark": "Nothing is stamped on the result.",

@@ -77,6 +77,8 @@ FAILURE_WORDS = {
     "not_an_image": "{field} is not a valid image",
     "image_too_large": "{field} has too many pixels",
     "model_unavailable": "Model could not be loaded; its operator finds out why with: inpaintd models check",
+    "addon_unavailable": "{field} cannot be used with this model; the worker's log says why",
+    "prompt_too_long": "{field} has too many words",
     "out_of_memory": "Not enough memory for this image, try a smaller one",
     "timed_out": "Failed, the image took too long",
     "start_timed_out": "Failed, nobody started on the image in time",
@@ -98,6 +100,10 @@ PROBLEM_WORDS = {
     "too_long": "{field} must not be longer than {high} characters",
     "not_a_choice": "{field} must be one of {choices}",
     "not_supported": "{field} is not supported yet",
+    "unknown_addon": "{field} not found: {value}",
+    "other_family": "{field} {value} is not for the model {model}",
+    "wrong_count": "{field} must be one number, or {expected} with commas between as in lora_model",
+    "too_many": "{field} must not name more than {high}",
 }
 
 blueprint = Blueprint(NAME, __name__)

@@ -86,6 +86,8 @@ FAILURE_WORDS = {
     "not_an_image": "The {field} is not a valid image.",
     "image_too_large": "The {field} has too many pixels.",
     "model_unavailable": "Model could not be loaded; its operator finds out why with: inpaintd models check",
+    "addon_unavailable": "The {field} cannot be used with this model; the worker's log says why",
+    "prompt_too_long": "The {field} has too many words.",
     "out_of_memory": "Not enough memory for this image, try a smaller one",
     "timed_out": "Failed, the image took too long",
     "start_timed_out": "Failed, nobody started on the image in time",
@@ -107,6 +109,10 @@ PROBLEM_WORDS = {
     "too_long": "The {field} may not be longer than {high} characters.",
     "not_a_choice": "The {field} must be one of {choices}.",
     "not_supported": "The {field} is not supported yet.",
+    "unknown_addon": "The selected {field} is invalid: {value} was not found.",
+    "other_family": "The {field} {value} is not for the model {model}.",
+    "wrong_count": "The {field} must be one number, or {expected} with commas between as in lora_model.",
+    "too_many": "The {field} may not name more than {high}.",
 }
 
 blueprint = Blueprint(NAME, __name__)

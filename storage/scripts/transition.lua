@@ -16,7 +16,10 @@ end
 redis.call('HSET', stored, 'record', ARGV[3], 'status', change.status, 'attempts', change.attempts)
 redis.call('HDEL', stored, 'images')
 if change.expected_status == 'queued' then leave_waiting(change.job_id, change.key_id, change.priority) end
-if change.expected_status == 'processing' then redis.call('ZREM', key('leases'), change.job_id) end
+if change.expected_status == 'processing' then
+  redis.call('ZREM', key('leases'), change.job_id)
+  redis.call('DEL', key('preview', change.job_id))
+end
 if change.status == 'queued' then
   redis.call('HDEL', stored, 'started_at', 'step', 'num_steps')
   enter_waiting(change.job_id, change.key_id, change.priority, change.number)

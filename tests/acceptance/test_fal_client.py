@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import importlib
 import io
@@ -170,8 +171,28 @@ def test_no_steps_give_the_input_back(fal: ModuleType, client: Any, service: Ser
 
 def test_stream_brings_every_step_and_then_the_output(fal: ModuleType, client: Any) -> None:
     events = list(client.stream(APP, arguments=arguments(fal)))
-    assert events[:-1] == [{"step": step, "num_steps": 6} for step in range(1, 7)]
+    assert [(event["step"], event["num_steps"]) for event in events[:-1]] == [(step, 6) for step in range(1, 7)]
+    assert set(events[-1]) == {"image", "seed"}
     assert events[-1]["image"]["width"] == SIDE
+
+
+def test_stream_shows_the_picture_in_the_making(fal: ModuleType, client: Any) -> None:
+    *events, result = client.stream(APP, arguments=arguments(fal, num_inference_steps=LONG_STEPS))
+    shown = [image for event in events for image in event.get("images", ())]
+    assert shown
+    picture, mask = scene()
+    for image in shown:
+        kind, _, data = image["url"].partition(";base64,")
+        jpeg = base64.b64decode(data)
+        assert (kind, image["content_type"], len(jpeg) < 50_000) == ("data:image/jpeg", "image/jpeg", True)
+        preview = Image.open(io.BytesIO(jpeg))
+        assert preview.size == (image["width"], image["height"])
+        kept = np.asarray(mask.resize(preview.size, Image.Resampling.BOX)) == 0
+        # What is not repainted is the picture's from the first: but for the JPEG, whose blocks mix what is near.
+        wrong = np.abs(np.asarray(preview, float) - np.asarray(picture.resize(preview.size, Image.Resampling.BOX)))
+        assert np.median(wrong[kept]) < 8
+    assert [event["step"] for event in events] == list(range(1, LONG_STEPS + 1))
+    assert set(result) == {"image", "seed"}
 
 
 def test_the_asynchronous_client_is_served_too(fal: ModuleType) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from api.keys import KeyStore
 from storage.job import Failure, InpaintJob, JobStatus
+from storage.job_store import Beat
 from tests.fal_clients import Fal, fal_input
 from tests.front_end import FakeWorker, FrontEnd, front_end, open_with
 
@@ -100,6 +101,45 @@ def test_the_stream_tells_every_step_and_ends_with_the_output(fal: Fal) -> None:
     assert events[:-1] == [{"step": step, "num_steps": 3} for step in (1, 2, 3)]
     assert events[-1]["seed"] == 5
     assert answer.headers["x-fal-request-id"]
+
+
+def test_the_stream_shows_a_preview_beside_the_step_and_each_only_once(fal: Fal) -> None:
+    all_parts = fal.front_end.parts
+
+    def paint(job: InpaintJob) -> InpaintJob:
+        for step in (1, 2, 3):
+            if step < 3:
+                assert all_parts.previews.put(job, b"a jpeg", step=step, width=4, height=3)
+            fal.beat(job, step, 4)
+            time.sleep(0.3)
+        assert all_parts.jobs.heartbeat([Beat(job.job_id, job.fence, 3, 4)])[job.job_id].watched
+        done = fal.front_end.painted(job)
+        return job.succeeded(done.images, at=all_parts.jobs.now(), num_steps=4, notes=done.notes)
+
+    with FakeWorker(fal.front_end, paint):
+        events = events_of(fal.call("POST", f"{RUN}/stream", json=fal_input()))
+    shown = {"url": "data:image/jpeg;base64,YSBqcGVn", "content_type": "image/jpeg", "width": 4, "height": 3}
+    assert events[:-1] == [
+        {"step": 1, "num_steps": 4, "images": [shown]},
+        {"step": 2, "num_steps": 4, "images": [shown]},
+        {"step": 3, "num_steps": 4},
+        {"step": 4, "num_steps": 4},
+    ]
+    assert set(events[-1]) == {"image", "seed"}
+
+
+def test_nobody_watches_a_job_that_is_run_or_queued_without_a_stream(fal: Fal) -> None:
+    heard = []
+
+    def paint(job: InpaintJob) -> InpaintJob:
+        heard.append(fal.front_end.parts.jobs.heartbeat([Beat(job.job_id, job.fence, 1, 4)])[job.job_id].watched)
+        return fal.front_end.painted(job)
+
+    with FakeWorker(fal.front_end, paint):
+        assert fal.call("POST", RUN, json=fal_input()).status_code == 200
+        request_id = fal.submit()
+        fal.call("GET", f"/queue/fal-ai/inpaint/requests/{request_id}/status/stream").get_data()
+    assert heard == [False, False]
 
 
 def test_a_stream_that_fails_before_its_first_step_has_the_failures_status(fal: Fal) -> None:

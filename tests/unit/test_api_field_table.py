@@ -26,8 +26,6 @@ DOCUMENTED = {
 SEEDS = Path(__file__).parents[3] / "shared" / "seeds"
 FATES = {each.name: each.fate for each in FIELDS}
 VALUES: dict[str, Any] = {
-    "lora_model": "style",
-    "vae": "other",
     "ip_adapter_id": "x",
     "ip_adapter_scale": 0.5,
     "ip_adapter_image": "u",

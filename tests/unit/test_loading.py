@@ -120,7 +120,7 @@ def test_a_single_file_of_another_kind_than_its_config_folder_is_refused(origina
 
 def test_what_the_models_file_says_of_the_prediction_counts(original: Path) -> None:
     entry = dataclasses.replace(tiny_entry("tiny", original), prediction_type="v_prediction")
-    scheduler, _ = load_on_cpu(entry).schedulers.begin(make_painting().plan)
+    scheduler = load_on_cpu(entry).schedulers.begin(make_painting().plan)[0]
     assert scheduler.config.prediction_type == "v_prediction"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.studio import WAIT_SECONDS, Studio, folder, held_at_first_step, loade
 from worker import engine as engine_module
 from worker.loading import LoadedModel
 from worker.preparing import begin_samples
-from worker.previews import make_preview
+from worker.previews import encode_jpeg, make_preview, paste_preview
 from worker.sample import predict_noise
 
 __all__ = ["folder", "loaded", "studio"]
@@ -27,20 +28,20 @@ pytestmark = LIBRARY_WARNINGS
 def test_a_running_job_shows_a_small_preview_and_is_not_changed_by_it(studio: Studio) -> None:
     [expected] = studio.engine.paint(make_painting(num_inference_steps=4))
     gate, running = held_at_first_step(studio, num_inference_steps=4)
-    asked = studio.threads.submit(studio.engine.preview, "job")
+    asked = studio.threads.submit(studio.engine.previews, ["job", "another"])
     until(lambda: studio.engine._painting[0].preview is not None)
     gate.open()
-    preview = asked.result(WAIT_SECONDS)
-    assert preview is not None
-    assert preview.dtype == np.uint8
-    assert preview.shape == (8, 8, 3)
+    [(job_id, preview)] = asked.result(WAIT_SECONDS).items()
+    assert (job_id, preview.step) == ("job", 1)
+    assert preview.pixels.dtype == np.uint8
+    assert preview.pixels.shape == (8, 8, 3)
     assert np.array_equal(running.result()[0], expected)
 
 
 def test_a_job_that_does_not_run_has_no_preview(studio: Studio) -> None:
-    assert studio.engine.preview("job") is None
+    assert studio.engine.previews(["job"]) == {}
     studio.engine.paint(make_painting())
-    assert studio.engine.preview("job") is None
+    assert studio.engine.previews(["job"]) == {}
 
 
 def test_whoever_waits_for_the_preview_of_a_job_that_leaves_gets_none(studio: Studio) -> None:
@@ -51,11 +52,11 @@ def test_whoever_waits_for_the_preview_of_a_job_that_leaves_gets_none(studio: St
     def fail(*_: object) -> None:
         raise ValueError("no step for you")
 
-    asked = studio.threads.submit(studio.engine.preview, "job")
+    asked = studio.threads.submit(studio.engine.previews, ["job"])
     until(lambda: studio.engine._painting[0].preview is not None)
     studio.watched.before = fail
     gate.open()
-    assert asked.result(WAIT_SECONDS) is None or running.exception() is not None
+    assert asked.result(WAIT_SECONDS) == {} or running.exception() is not None
 
 
 def test_a_preview_that_fails_does_no_harm(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,10 +65,10 @@ def test_a_preview_that_fails_does_no_harm(studio: Studio, monkeypatch: pytest.M
 
     monkeypatch.setattr(engine_module, "make_preview", fail)
     gate, running = held_at_first_step(studio)
-    asked = studio.threads.submit(studio.engine.preview, "job")
+    asked = studio.threads.submit(studio.engine.previews, ["job"])
     until(lambda: studio.engine._painting[0].preview is not None)
     gate.open()
-    assert asked.result(WAIT_SECONDS) is None
+    assert asked.result(WAIT_SECONDS) == {}
     assert len(running.result()) == 1
     assert "preview_failed" in [line["event"] for line in studio.log]
 
@@ -84,6 +85,28 @@ def test_a_right_prediction_shows_the_picture_whatever_the_scheduler(loaded: Loa
     expected = np.clip((loaded.latent_colours.T @ linear).reshape(3, 8, 8).transpose(1, 2, 0), 0, 1) * 255
     assert np.abs(shown - expected).mean() < 2
     assert expected.std() > 1
+
+
+def test_where_nothing_is_repainted_a_preview_shows_the_picture() -> None:
+    painting = make_painting(size=128)
+    preview = np.full((16, 16, 3), 200, np.uint8)
+    shown = paste_preview(preview, painting)
+    kept = cv2.resize(painting.mask, (16, 16), interpolation=cv2.INTER_AREA) == 0
+    small = painting.picture.reshape(16, 8, 16, 8, 3).mean(axis=(1, 3))
+    assert np.abs(shown[kept] - small[kept]).max() < 1
+    assert (shown[4:-4, 4:-4] == 200).all()
+
+
+def test_the_worst_preview_is_a_jpeg_under_50_kb() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    jpeg = encode_jpeg(noise)
+    assert len(jpeg) < 50_000
+    decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert decoded is not None
+    red = np.zeros((8, 8, 3), np.uint8) + np.array([250, 20, 20], np.uint8)
+    again = cv2.imdecode(np.frombuffer(encode_jpeg(red), np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert again is not None
+    assert np.abs(again.astype(int) - red).max() < 10
 
 
 @torch.inference_mode()

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from api.dialects.fal.addons import LoraInput, Text, lora_uses, vae_id
 from api.dialects.fal.words import row
+from storage.addons import MAX_LORAS
 from storage.job import MAX_SEED, Failure, InpaintJob, Priority
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
 from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, STAND_INS, known_scheduler, stand_ins_text
 
-NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 MAX_STEPS = 150
 INVALID = "invalid_request"
-
-
-def _cleaned(text: str) -> str:
-    return NOT_TEXT.sub("", text).strip()
-
-
-Text = Annotated[str, AfterValidator(_cleaned)]
 
 
 class InpaintInput(BaseModel):
@@ -77,6 +71,15 @@ class InpaintInput(BaseModel):
         description=f"An extra of this service: one of {', '.join(SCHEDULERS)}; or of those that cannot inpaint, "
         f"painted by the nearest that can: {stand_ins_text()}. Absent: the model's own.",
     )
+    loras: list[LoraInput] | None = Field(
+        default=None,
+        max_length=MAX_LORAS,
+        description="An extra of this service: LoRAs, for a model of their family.",
+    )
+    vae: Text | None = Field(
+        default=None,
+        description="An extra of this service: a VAE of its models file in place of the model's own.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +118,11 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
     if entry is None:
         rows.append(row(["body", "model_name"], "value_error", _no_model(asked.model_name), asked.model_name))
     scheduler = _scheduler(asked.scheduler, rows)
+    loras = lora_uses(asked.loras or (), entry, circumstances.catalog.addons, rows)
+    vae = vae_id(asked.vae, entry, circumstances.catalog.addons, rows)
     if rows or entry is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
-    return _job(asked, entry, scheduler, circumstances)
+    return dataclasses.replace(_job(asked, entry, scheduler, circumstances), loras=loras, vae=vae)
 
 
 def failed_from_start(job: InpaintJob, rows: list[dict[str, Any]], *, at: float) -> InpaintJob:

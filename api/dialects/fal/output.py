@@ -12,9 +12,10 @@ from api.addresses import picture_links
 from api.dialects.fal.words import error_type_of, render_failure
 from api.webhook_message import WebhookMessage
 from storage.job import InpaintJob, JobStatus
+from storage.previews import Preview
 
 APP = "fal-ai/inpaint"
-PNG = "image/png"
+PNG, JPEG = "image/png", "image/jpeg"
 
 
 class Image(BaseModel):
@@ -29,6 +30,24 @@ class Image(BaseModel):
 class InpaintOutput(BaseModel):
     image: Image = Field(description="The repainted picture.")
     seed: int = Field(description="The seed that makes this picture again.")
+
+
+class PreviewImage(BaseModel):
+    url: str = Field(description="A data URI: the picture itself.")
+    content_type: str
+    width: int
+    height: int
+
+
+class InpaintStep(BaseModel):
+    """One event of the stream before the last one, which is the output."""
+
+    step: int = Field(description="UNet evaluations done.")
+    num_steps: int
+    images: list[PreviewImage] | None = Field(
+        default=None,
+        description="What the picture looks like so far: a small JPEG. Not in every event.",
+    )
 
 
 class LogLine(BaseModel):
@@ -161,6 +180,18 @@ def render_output(job: InpaintJob, base_url: str) -> dict[str, Any]:
         },
         "seed": image.seed,
     }
+
+
+def render_step(job: InpaintJob, step: int, preview: Preview | None = None) -> dict[str, Any]:
+    """An event of the stream. Other than the output's, the picture is under `images`, as in the streams of fal's
+    own applications: nobody takes it for the result."""
+    event: dict[str, Any] = {"step": step, "num_steps": job.num_steps}
+    if preview is not None:
+        url = f"data:{JPEG};base64,{preview.jpeg_base64}"
+        event["images"] = [
+            {"url": url, "content_type": JPEG, "width": preview.width, "height": preview.height},
+        ]
+    return event
 
 
 def render_webhook(job: InpaintJob) -> WebhookMessage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, request
@@ -14,13 +15,17 @@ from api.dialects.fal import submitting, tokens
 from api.dialects.fal.answers import name_request
 from api.dialects.fal.events import Watch, event_stream, take_place, watch
 from api.dialects.fal.input import InpaintInput
-from api.dialects.fal.output import FalError, InpaintOutput, render_output
+from api.dialects.fal.output import FalError, InpaintOutput, InpaintStep, render_output, render_step
 from api.dialects.fal.queue import answer_output
 from api.dialects.fal.requests import admitted, check_app, circumstances
 from api.dialects.fal.words import RunTimedOut, render_failure
 from api.openapi import documented
 from api.parts import parts
+from storage.errors import StorageUnavailable
 from storage.job import InpaintJob, JobStatus
+from storage.previews import Preview, PreviewStore
+
+Glimpses = Iterator[tuple[InpaintJob, Preview | None]]
 
 TOKEN_PARAMETER = "fal_jwt_token"  # noqa: S105 - the name of a parameter
 
@@ -45,7 +50,11 @@ def run(owner: str, alias: str, sub: str = "") -> ResponseReturnValue:
         parts().arrivals.leave_place()
 
 
-@documented("The same as a stream of events: the steps, then the output", body=InpaintInput, answers=[InpaintOutput])
+@documented(
+    "The same as a stream of events: the steps, with previews, then the output",
+    body=InpaintInput,
+    answers=[InpaintStep, InpaintOutput],
+)
 def stream(owner: str, alias: str, sub: str = "") -> ResponseReturnValue:
     """Nothing is answered before the first step is done, so that bad input has a status of its own."""
     token = request.args.get(TOKEN_PARAMETER)
@@ -55,8 +64,8 @@ def stream(owner: str, alias: str, sub: str = "") -> ResponseReturnValue:
     try:
         job = submitting.accept(api_key, circumstances(api_key))
         name_request(job.job_id)
-        watched = watch(_started(job))
-        first = next(((seen, ahead) for seen, ahead in watched if seen.step or seen.status.is_final), None)
+        watched = _with_previews(watch(_started(job)), parts().previews)
+        first = next(((seen, preview) for seen, preview in watched if seen.step or seen.status.is_final), None)
         if first is not None and first[0].status.is_final and first[0].status is not JobStatus.SUCCEEDED:
             parts().arrivals.leave_place()
             return answer_output(first[0])
@@ -91,13 +100,29 @@ def _started(job: InpaintJob) -> InpaintJob:
     return all_parts.jobs.get(job.job_id) or job
 
 
-def _steps(watched: Watch, base_url: str) -> Iterator[dict[str, Any] | None]:
-    told = 0
+def _with_previews(watched: Watch, previews: PreviewStore) -> Glimpses:
+    """The job with its newest preview; while this is read, some are made. None once it is over."""
+    newest = None
     for job, _ in watched:
+        if job.status.is_final:
+            newest = None
+        else:
+            with suppress(StorageUnavailable):
+                newest = previews.watch(job.job_id, newest) or newest
+        yield job, newest
+
+
+def _steps(glimpses: Glimpses, base_url: str) -> Iterator[dict[str, Any] | None]:
+    """Each step; the last of those that are seen at once brings the preview, if that was not shown before."""
+    told, shown = 0, None
+    for job, preview in glimpses:
         if job.step == told and not job.status.is_final:
             yield None
-        for step in range(told + 1, job.step + 1):
-            yield {"step": step, "num_steps": job.num_steps}
+        for step in range(told + 1, job.step):
+            yield render_step(job, step)
+        if job.step > told:
+            yield render_step(job, job.step, preview if preview is not shown else None)
+            shown = preview
         told = job.step
         if job.status is JobStatus.SUCCEEDED:
             yield render_output(job, base_url)
