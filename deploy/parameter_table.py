@@ -22,6 +22,7 @@ from deploy.parameter_probes import (
     LENIENT_SCHEDULER,
     NO_EFFECT,
     OTHER_PICTURE,
+    PICTURE,
     SCHEDULER,
     VARIANTS,
     Asked,
@@ -183,7 +184,7 @@ def _painting() -> list[Parameter]:
 def _scheduling() -> list[Parameter]:
     schedulers = [
         Parameter("scheduler", (each,), reads="scheduler", label=f"`scheduler` {each}")
-        for each in sorted(KNOWN_SCHEDULERS - {SCHEDULER})
+        for each in sorted(set(KNOWN_SCHEDULERS) - {SCHEDULER})
     ]
     samplers = [
         Parameter(
@@ -224,7 +225,7 @@ def _adding() -> list[Parameter]:
         Parameter("lora_strength", ("0.5",), {"lora_model": "lora-{family}"}),
         Parameter("vae", ("vae-{family}",)),
         Parameter("ip_adapter_id", ("ip-adapter-{family}",), but("ip_adapter_id")),
-        Parameter("ip_adapter_image", (OTHER_PICTURE,), but("ip_adapter_image")),
+        Parameter("ip_adapter_image", (OTHER_PICTURE,), {**adapter, "ip_adapter_image": PICTURE}),
         Parameter("ip_adapter_scale", (0.25,), but("ip_adapter_scale")),
         Parameter("safety_checker", FLAG, fal="enable_safety_checker", fal_values=(True,)),
         Parameter("safetychecker", FLAG),
