@@ -15,7 +15,7 @@ from api.dialects.fal.input import InpaintInput
 from api.dialects.family_fields import FIELDS
 from api.dialects.stability.proto import generation_pb2 as wire
 from api.dialects.stability.samplers import TWINS
-from api.dialects.stability.styles import STYLES
+from api.styles import STYLES
 from deploy.parameter_probes import (
     FAMILIES,
     IGNORED,
@@ -145,7 +145,7 @@ def _prompting() -> list[Parameter]:
         Parameter("enhance_prompt", FLAG),
         Parameter("enhance_style", ("photographic", "anime"), {"enhance_prompt": "yes"}, stability={"extras": _style}),
         Parameter("clip_skip", ("2", "1")),
-        Parameter("embeddings_model", ("embedding-{family}",)),
+        Parameter("embeddings_model", ("embedding-{family}",), {"prompt": "a cat, embedding-{family}"}),
     ]
 
 

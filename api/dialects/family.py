@@ -71,14 +71,15 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     has_karras = SCHEDULERS[scheduler].honours_karras
     wants_karras = variant.karras_by_default if asked.use_karras_sigmas is None else asked.use_karras_sigmas
     enhances = variant.enhance_by_default if asked.enhance_prompt is None else asked.enhance_prompt
-    prompt, negative_prompt = (
-        enhanced(asked.prompt, asked.negative_prompt, entry) if enhances else (asked.prompt, asked.negative_prompt)
-    )
+    prompt, negative_prompt = family_addons.in_style(asked)
+    if enhances:
+        prompt, negative_prompt = enhanced(prompt, negative_prompt, entry)
+    embeddings = family_addons.embeddings_of(asked, entry, circumstances.catalog)
     safety_action, ignored = safety_of(asked, variant.safety_action, circumstances)
     ignored += ignored_fields(body)
     if asked.use_karras_sigmas and not has_karras:
         ignored.append("use_karras_sigmas")
-    ignored += family_addons.ignored_fields(asked)
+    ignored += family_addons.ignored_fields(asked, embeddings, (prompt, negative_prompt))
     algorithm_type = _algorithm_type(asked.algorithm_type)
     if algorithm_type is not None and algorithm_type not in SCHEDULERS[scheduler].algorithm_types:
         ignored.append("algorithm_type")
@@ -106,6 +107,9 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         algorithm_type=algorithm_type,
         loras=family_addons.loras_of(asked, entry, circumstances.catalog),
         vae=family_addons.vae_of(asked, entry, circumstances.catalog),
+        clip_skip=asked.clip_skip,
+        embeddings=tuple(each.id for each in embeddings),
+        ip_adapter=family_addons.ip_adapter_of(asked, entry, circumstances.catalog),
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
@@ -116,6 +120,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
             "base64": asked.base64,
             "instant_response": asked.instant_response,
             "enhance_prompt": enhances,
+            **({"enhance_style": asked.enhance_style} if family_addons.style_of(asked) else {}),
             "track_id": asked.track_id,
             "ignored": ignored,
         },
@@ -256,13 +261,8 @@ def yes_no(flag: bool) -> str:
 
 # What the vendor's meta names and this service does not do, each with the value that says so.
 NOT_DONE: dict[str, Any] = {
-    "clip_skip": None,
-    "ip_adapter_id": None,
-    "ip_adapter_scale": None,
-    "ip_adapter_image": None,
     "upscale": "no",
     "watermark": "no",
-    "enhance_style": None,
     "opacity": 0,
     "padding_down": 0,
     "padding_right": 0,

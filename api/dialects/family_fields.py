@@ -23,8 +23,10 @@ from api.fields import (
     WireNumbers,
     WireTag,
     WireText,
+    WireWish,
     is_blank,
 )
+from api.styles import STYLES
 from storage.addons import MAX_LORA_STRENGTH, MIN_LORA_STRENGTH
 from storage.job import MAX_SEED, SafetyAction
 
@@ -36,6 +38,8 @@ MIN_GUIDANCE_SCALE = 1
 MAX_GUIDANCE_SCALE = 20
 DEFAULT_STRENGTH = 1.0
 RANDOM_SEED = -1
+MAX_CLIP_SKIP = 8
+DEFAULT_IP_ADAPTER_SCALE = 0.6  # as the vendor's
 
 
 class KeyBody(BaseModel):
@@ -155,6 +159,40 @@ class InpaintBody(KeyBody):
         WireName(),
         Field(description="A VAE of the models file in place of the model's own; for models of its family."),
     ] = None
+    clip_skip: Annotated[
+        int | None,
+        WireInteger(1, MAX_CLIP_SKIP),
+        Field(
+            description="How many of the text encoder's last layers to leave out, for the prompt; more than there are "
+            "is capped, see meta.clip_skip. Default: none."
+        ),
+    ] = None
+    embeddings_model: Annotated[
+        tuple[str, ...],
+        WireNames(),
+        Field(
+            description="Textual inversions of the models file, with commas between: each one's word in a prompt "
+            "stands for what it has learned. For models of their family."
+        ),
+    ] = ()
+    ip_adapter_id: Annotated[
+        str | None,
+        WireWish(),
+        Field(description="An IP-adapter of the models file, for models of its family: shows ip_adapter_image."),
+    ] = None
+    ip_adapter_scale: Annotated[
+        float | None,
+        WireNumber(0, 1),
+        Field(description=f"How much the model heeds the picture. Default: {DEFAULT_IP_ADAPTER_SCALE}."),
+    ] = None
+    ip_adapter_image: Annotated[
+        str | None, WireName(), Field(description="What the IP-adapter shows the model. As init_image.")
+    ] = None
+    enhance_style: Annotated[
+        str | None,
+        WireWish(),
+        Field(description=f"Append a style's words to both prompts: {', '.join(STYLES)}. Others are ignored."),
+    ] = None
 
 
 class RealtimeBody(InpaintBody):
@@ -184,15 +222,9 @@ class FieldFate:
     note: str
 
 
-REFUSED = {
-    "ip_adapter_id": "IP adapters are not supported yet.",
-    "ip_adapter_scale": "IP adapters are not supported yet.",
-    "ip_adapter_image": "IP adapters are not supported yet.",
-}
+REFUSED: dict[str, str] = {}
 _NOT_HERE = "Belongs to other endpoints of these APIs."
 IGNORED = {
-    "clip_skip": "Not supported yet.",
-    "enhance_style": "There are no named styles.",
     "upscale": _NOT_HERE,
     "watermark": "Nothing is stamped on the result.",
     "opacity": "Of the watermark.",
@@ -207,7 +239,6 @@ IGNORED = {
     "panorama": _NOT_HERE,
     "self_attention": _NOT_HERE,
     "tomesd": _NOT_HERE,
-    "embeddings_model": _NOT_HERE,
     "full_url": _NOT_HERE,
 }
 

@@ -11,10 +11,19 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from api.dialects.fal.addons import LoraInput, Text, lora_uses, vae_id
+from api.dialects.fal.addons import (
+    EmbeddingInput,
+    IpAdapterInput,
+    LoraInput,
+    Text,
+    embedding_ids,
+    ip_adapter_use,
+    lora_uses,
+    vae_id,
+)
 from api.dialects.fal.words import PROBLEMS, row
 from api.safety import NoSafetyChecker, granted
-from storage.addons import MAX_LORAS
+from storage.addons import MAX_EMBEDDINGS, MAX_LORAS
 from storage.job import MAX_SEED, Failure, InpaintJob, Priority, SafetyAction
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
 from storage.schedulers import SCHEDULERS
@@ -86,6 +95,22 @@ class InpaintInput(BaseModel):
         default=None,
         description="An extra of this service: a VAE of its models file in place of the model's own.",
     )
+    clip_skip: int | None = Field(
+        default=None,
+        ge=1,
+        le=8,
+        description="An extra of this service: how many of the text encoder's last layers are left out for the prompt.",
+    )
+    embeddings: list[EmbeddingInput] | None = Field(
+        default=None,
+        max_length=MAX_EMBEDDINGS,
+        description="An extra of this service: textual inversions, for a model of their family.",
+    )
+    ip_adapter: list[IpAdapterInput] | None = Field(
+        default=None,
+        max_length=1,
+        description="An extra of this service: a picture that the model looks at beside the prompt.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +152,23 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
     scheduler = _scheduler(asked.scheduler, rows)
     loras = lora_uses(asked.loras or (), entry, circumstances.catalog.addons, rows)
     vae = vae_id(asked.vae, entry, circumstances.catalog.addons, rows)
+    embeddings = embedding_ids(asked.embeddings or (), entry, circumstances.catalog.addons, rows)
+    look = ip_adapter_use(asked.ip_adapter or (), entry, circumstances.catalog.addons, rows)
     safety = _safety(asked, circumstances, rows)
     if rows or entry is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
     job = _job(asked, entry, scheduler, circumstances)
     ignored = {"ignored": [SAFETY_FIELD]} if asked.enable_safety_checker and safety is None else {}
-    return dataclasses.replace(job, loras=loras, vae=vae, safety_checker=safety, wire={**job.wire, **ignored})
+    return dataclasses.replace(
+        job,
+        loras=loras,
+        vae=vae,
+        clip_skip=asked.clip_skip,
+        embeddings=embeddings,
+        ip_adapter=look,
+        safety_checker=safety,
+        wire={**job.wire, **ignored},
+    )
 
 
 def failed_from_start(job: InpaintJob, rows: list[dict[str, Any]], *, at: float) -> InpaintJob:

@@ -22,7 +22,15 @@ DEEPEST_SHOWN = 4
 MOST_SHOWN = 50
 
 # The job's names for its inputs, and the wire's.
-WIRE_FIELDS = {"init_image": "image_url", "mask_image": "mask_url", "webhook": "fal_webhook", "lora_model": "loras"}
+WIRE_FIELDS = {
+    "init_image": "image_url",
+    "mask_image": "mask_url",
+    "webhook": "fal_webhook",
+    "lora_model": "loras",
+    "embeddings_model": "embeddings",
+    "ip_adapter_id": "ip_adapter",
+    "ip_adapter_image": "ip_adapter",
+}
 
 
 @dataclass(frozen=True)
