@@ -145,6 +145,14 @@ class WireName(WireText):
 
 
 @dataclass(frozen=True)
+class WireWish(WireName):
+    """A name of something that may be wanted. A word for "no" asks for nothing."""
+
+    def is_blank(self, value: Any) -> bool:
+        return _asks_for_nothing(value) or super().is_blank(value)
+
+
+@dataclass(frozen=True)
 class WireTag(Wire):
     """The client's own mark, given back as it came: text or a number."""
 
@@ -205,6 +213,48 @@ class WireNumber(Wire):
 
     def describe(self) -> dict[str, Any]:
         return _numeric_schema("number", self.low, self.high)
+
+
+@dataclass(frozen=True)
+class WireNames(Wire):
+    """Names with commas between, or a list of them. A word for "no" asks for none."""
+
+    def read(self, value: Any) -> tuple[str, ...]:
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str) for part in parts):
+            raise PydanticCustomError("not_text", "not a string")
+        names = (NOT_TEXT.sub("", name).strip() for part in parts for name in part.split(","))
+        return tuple(name for name in names if name)
+
+    def describe(self) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+    def is_blank(self, value: Any) -> bool:
+        return _asks_for_nothing(value)
+
+
+@dataclass(frozen=True)
+class WireNumbers(Wire):
+    """A number, numbers with commas between, or a list of them. `low` and `high` are allowed values."""
+
+    low: float
+    high: float
+
+    def read(self, value: Any) -> tuple[float, ...]:
+        parts = value if isinstance(value, list) else [value]
+        each = [text for part in parts for text in (part.split(",") if isinstance(part, str) else [part])]
+        return tuple(_in_range(_number(number), self.low, self.high) for number in each)
+
+    def describe(self) -> dict[str, Any]:
+        number = _numeric_schema("number", self.low, self.high)
+        return {"anyOf": [*number["anyOf"], {"type": "array", "items": number}]}
+
+    def is_blank(self, value: Any) -> bool:
+        return is_blank(value) or value == []
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    return is_blank(value) or value in ([], {}, False) or str(value).strip().casefold() in NO_WORDS
 
 
 def _integer(value: Any) -> int:

@@ -40,6 +40,15 @@ class MaskedAreaInit(StrEnum):
     RANDOM = "random"
 
 
+class SafetyAction(StrEnum):
+    """What becomes of a picture in which the safety checker has found something."""
+
+    BLUR = "blur"
+    TEXT = "sensitive_content_text"
+    PIXELATE = "pixelate"
+    BLACK = "black"
+
+
 class Priority(IntEnum):
     LOW = 0
     NORMAL = 1
@@ -68,15 +77,36 @@ class WeightedPrompt:
     weight: float
 
 
+@dataclass(frozen=True)
+class LoraUse:
+    """A LoRA of the models file, and how much of it: 0 is none, 1 all."""
+
+    id: str
+    strength: float
+
+
+@dataclass(frozen=True)
+class IpAdapterUse:
+    """An IP-adapter of the models file, and the picture it shows the model (a reference, as `init_image`)."""
+
+    id: str
+    image: str
+    scale: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResultImage:
-    """One picture of a job as it lies in the image store; `seed` makes it again alone."""
+    """One picture of a job as it lies in the image store; `seed` makes it again alone.
+
+    `nsfw`: the safety checker has found something, and what lies there is what may be shown instead.
+    """
 
     key: str
     seed: int
     width: int
     height: int
     size_bytes: int
+    nsfw: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +117,9 @@ class InpaintJob:
     store) or `result:IMAGE_ID-K` (picture K of another job). `width` and `height` are those of the
     result; None means the init image's own. Where there are `weighted_prompts`, the model is told the mean of
     them by weight, and `prompt` and `negative_prompt` are for people. `seeds` are those of the first
-    pictures; the others go on from `seed`. A job that nobody has claimed by `start_by` fails. While the job
+    pictures; the others go on from `seed`. `loras`, `vae` and `embeddings` (textual inversions) are ids of the models
+    file; `clip_skip` is diffusers' (the number of last layers of the text encoder that are left out). `safety_checker`
+    asks for the result to be looked at. A job that nobody has claimed by `start_by` fails. While the job
     runs, `images` are those finished so far. `wire` is what the dialect needs to answer in its own words; nobody
     else reads it. Times are seconds since the epoch.
     """
@@ -120,6 +152,12 @@ class InpaintJob:
     weighted_prompts: tuple[WeightedPrompt, ...] = ()
     seeds: tuple[int, ...] = ()
     masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
+    loras: tuple[LoraUse, ...] = ()
+    vae: str | None = None
+    clip_skip: int | None = None
+    ip_adapter: IpAdapterUse | None = None
+    embeddings: tuple[str, ...] = ()
+    safety_checker: SafetyAction | None = None
     wire: Mapping[str, Any] = field(default_factory=dict)
     submitted_at: float
 
@@ -222,6 +260,12 @@ class InpaintJob:
         values["weighted_prompts"] = tuple(WeightedPrompt(**each) for each in values.get("weighted_prompts", ()))
         values["seeds"] = tuple(values.get("seeds", ()))
         values["masked_area_init"] = MaskedAreaInit(values.get("masked_area_init", MaskedAreaInit.ORIGINAL))
+        values["loras"] = tuple(LoraUse(**each) for each in values.get("loras", ()))
+        values["embeddings"] = tuple(values.get("embeddings", ()))
+        if values.get("ip_adapter") is not None:
+            values["ip_adapter"] = IpAdapterUse(**values["ip_adapter"])
+        if values.get("safety_checker") is not None:
+            values["safety_checker"] = SafetyAction(values["safety_checker"])
         values["images"] = tuple(ResultImage(**image) for image in values["images"])
         if values["failure"] is not None:
             values["failure"] = Failure(**values["failure"])

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from storage.addons import NO_ADDONS, AddonFile, Addons, NamedTwice, read_addons
 from storage.schedulers import SCHEDULERS
 from storage.settings import StorageSettings
 
@@ -83,6 +84,7 @@ class ModelEntry:
 class ModelCatalog:
     entries: tuple[ModelEntry, ...]
     default: ModelEntry
+    addons: Addons = NO_ADDONS
 
     def find(self, name: str) -> ModelEntry | None:
         """The model with this id or alias."""
@@ -130,11 +132,9 @@ class _Entry(BaseModel):
         return self
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _File(AddonFile):
     default: str | None = None
-    models: dict[str, _Entry] = {}
+    models: dict[str, _Entry] = Field(default_factory=dict)
 
 
 def load_catalog(settings: StorageSettings) -> ModelCatalog:
@@ -147,13 +147,19 @@ def load_catalog(settings: StorageSettings) -> ModelCatalog:
     builtin = _read(BUILTIN_MODELS_FILE)
     entries = _entries(builtin, BUILTIN_DIR, settings)
     default_id = builtin.default
+    addons = NO_ADDONS
     if settings.models_file is not None:
         own = _read(settings.models_file)
-        entries |= _entries(own, settings.models_file.resolve().parent, settings)
+        base = settings.models_file.resolve().parent
+        entries |= _entries(own, base, settings)
         default_id = own.default or default_id
+        try:
+            addons = read_addons(own, base)
+        except NamedTwice as error:
+            raise BadModelsFile(f"The models file {settings.models_file} is wrong: {error}") from error
     if default_id not in entries:
         raise BadModelsFile(f"The default model {default_id!r} is not among: {', '.join(entries)}")
-    return _catalog(entries, default_id, moved_from=builtin.default)
+    return replace(_catalog(entries, default_id, moved_from=builtin.default), addons=addons)
 
 
 def _catalog(entries: dict[str, ModelEntry], default_id: str, moved_from: str | None) -> ModelCatalog:

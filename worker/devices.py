@@ -11,6 +11,7 @@ from worker.settings import DeviceChoice, DtypeChoice, WorkerSettings
 
 GPU_MODEL_SHARE = 0.7
 CPU_MODEL_SHARE = 0.5
+ADDON_SHARE = 0.1  # of the models'
 # How libraries below torch say "out of memory" in a plain RuntimeError.
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -41,6 +42,13 @@ def model_budget_bytes(settings: WorkerSettings, device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory * GPU_MODEL_SHARE)
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_MODEL_SHARE)
+
+
+def addon_budget_bytes(settings: WorkerSettings, device: torch.device) -> int:
+    """How much LoRAs, VAEs and IP-adapters that no running job uses may take together with those that one does."""
+    if settings.addon_memory_bytes is not None:
+        return settings.addon_memory_bytes
+    return int(model_budget_bytes(settings, device) * ADDON_SHARE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,8 +18,11 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
+from storage.addons import NO_ADDONS
 from storage.model_catalog import ModelCatalog
+from worker.adapters import Adapters, one_at_a_time
 from worker.devices import (
+    addon_budget_bytes,
     choose_device,
     choose_dtype,
     free_cached_memory,
@@ -27,6 +30,7 @@ from worker.devices import (
     is_out_of_memory,
     model_budget_bytes,
 )
+from worker.errands import Errands
 from worker.errors import InternalError, JobFailed, OutOfMemory, WorkerUnfit
 from worker.graphs import GraphedUNet
 from worker.loading import LoadedModel, load_model
@@ -79,14 +83,17 @@ class Engine:
         torch_threads: int,
         flight_bytes: int = DEFAULT_FLIGHT_BYTES,
         max_jobs: int = DEFAULT_MAX_JOBS,
+        adapters: Adapters | None = None,
     ) -> None:
         self.unfit: WorkerUnfit | None = None
         self._models = models
+        self._adapters = adapters or Adapters(NO_ADDONS)
         self._max_batch = max_batch
         self._flight_bytes = flight_bytes
         self._max_jobs = max_jobs
         self._torch_threads = torch_threads
         self._changed = threading.Condition()
+        self._errands = Errands(self._changed)
         self._runs: list[Run] = []
         self._waiting: list[Run] = []
         self._painting: list[Run] = []
@@ -120,7 +127,11 @@ class Engine:
         Whoever stops taking them ends the painting.
         """
         run = Run(painting)
-        with self._known(run), self._models.hold(painting.model, run.check) as model:
+        with (
+            self._known(run),
+            self._models.hold(painting.model, run.check) as loaded,
+            self._adapters.fitted(loaded, painting, run.check) as model,
+        ):
             run.model = model
             # In this thread: what needs no device is no part of the engine's turn.
             run.canvas = self._attempt(run, functools.partial(make_canvas, model, painting), repeatable=False)
@@ -137,6 +148,18 @@ class Engine:
                 run.done.wait()
         if run.failure is not None:
             raise run.failure
+
+    def aside(self, action: Callable[[], Outcome]) -> Outcome:
+        """Do this in the engine's thread, between two ticks: for work on the device that is short.
+
+        Blocks until it is done. Raises what the action raises, OutOfMemory and InternalError for what is no
+        JobFailed, and WorkerUnfit.
+        """
+        with self._changed:
+            if self._stopping:
+                raise self.unfit or WorkerUnfit(STOPPED)
+            outcome = self._errands.add(action)
+        return outcome.result()
 
     def cancel(self, job_id: str) -> None:
         """Let the job leave at the next tick; its `paint` raises Cancelled."""
@@ -179,7 +202,7 @@ class Engine:
         if warming_since is not None:
             return EnginePulse("warming_up", warming_since)
         with self._changed:
-            if self._waiting or self._painting:
+            if self._waiting or self._painting or self._errands:
                 return EnginePulse("painting", self._alive_at)
         if loading_since is not None:
             return EnginePulse("loading", loading_since)
@@ -214,10 +237,11 @@ class Engine:
                 self._stopping = True
                 for run in self._runs:
                     run.end(self.unfit or WorkerUnfit(STOPPED))
+                self._errands.end(self.unfit or WorkerUnfit(STOPPED))
 
     def _await_work(self) -> bool:
         with self._changed:
-            while not (self._waiting or self._painting or self._stopping):
+            while not (self._waiting or self._painting or self._errands or self._stopping):
                 self._alive_at = time.monotonic()
                 self._changed.wait(IDLE_WAIT_SECONDS)
             return not self._stopping
@@ -225,9 +249,12 @@ class Engine:
     def _tick(self) -> None:
         self._let_go()
         self._admit()
-        for shape, group in self._groups().items():
+        for shape, group in self._groups():
             self._denoise(shape, group)
         self._retire()
+        if self._errands:
+            self._errands.do_next(lambda error: _judge(error, []))
+            self._show_life()
 
     def _let_go(self) -> None:
         """Cancelled and overdue jobs leave."""
@@ -276,14 +303,15 @@ class Engine:
         seconds = round(time.monotonic() - started, 2)
         log.info("graphs_built", model=model.id, graphs=model.unet.graphs_built, seconds=seconds)
 
-    def _groups(self) -> dict[CallShape, list[_Seat]]:
+    def _groups(self) -> list[tuple[CallShape, list[_Seat]]]:
+        """Those whose LoRAs are on come first: one change less in each tick."""
         groups: dict[CallShape, list[_Seat]] = defaultdict(list)
         for run in self._painting:
             for sample in run.samples:
                 if not sample.finished:
                     groups[sample.call_shape].append((run, sample))
         self._batch_limits = {shape: limit for shape, limit in self._batch_limits.items() if shape in groups}
-        return groups
+        return sorted(groups.items(), key=lambda each: not each[1][0][1].model.wears_its_loras)
 
     def _denoise(self, shape: CallShape, group: Sequence[_Seat]) -> None:
         limit = self._batch_limits.get(shape, self._max_batch)
@@ -375,6 +403,9 @@ class Engine:
         return None
 
     def _forget_done(self) -> None:
+        for run in self._painting:
+            if run.done.is_set() and run.model is not None:
+                run.model.lora_host.take_off(run.model.loras)
         self._waiting = [run for run in self._waiting if not run.done.is_set()]
         self._painting = [run for run in self._painting if not run.done.is_set()]
 
@@ -407,9 +438,12 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
         prompt_cache_entries=settings.prompt_cache_entries,
         picture_cache_bytes=settings.picture_cache_bytes,
     )
+    # Libraries change things for the whole process while they load.
+    loading = threading.Lock()
+    adapters = Adapters(catalog.addons, capacity_bytes=addon_budget_bytes(settings, device), loading=loading)
     models = ResidentModels(
         catalog,
-        load,
+        one_at_a_time(load, loading),
         budget_bytes=model_budget_bytes(settings, device),
         bytes_per_weight=dtype.itemsize,
         turn_seconds=settings.model_turn_seconds,
@@ -422,4 +456,5 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
         torch_threads=threads,
         flight_bytes=settings.flight_memory_bytes,
         max_jobs=settings.worker_threads,
+        adapters=adapters,
     )

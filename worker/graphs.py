@@ -2,7 +2,8 @@
 
 A UNet of Stable Diffusion 1 is bound by the launching of its kernels; a graph launches them all at once.
 Calls are padded to the next of a few numbers of rows, so that few graphs serve all of them. After warming up
-none is built: a call whose shape has none is made as it is.
+none is built: a call whose shape has none is made as it is. So is every call with LoRAs on: a graph does again
+what was captured, on the weights that were there, and knows of no hook.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def capture_cuda_graph(call: Callable[[], torch.Tensor]) -> tuple[Callable[[], N
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may load models and LoRAs meanwhile: what they ask of the device is none of the graph's.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = call()
     return graph.replay, output
 
@@ -42,15 +44,23 @@ def capture_cuda_graph(call: Callable[[], torch.Tensor]) -> tuple[Callable[[], N
 class GraphedUNet:
     """Called as the UNet is. The engine's thread alone calls it.
 
-    `warming` is True until `end_warm_up`: until then every new shape gets its graph.
+    `warming` is True until `end_warm_up`: until then every new shape gets its graph. `is_adapted` says whether
+    the UNet has LoRAs on.
     """
 
-    def __init__(self, unet: Any, *, capture: Capture = capture_cuda_graph) -> None:
+    def __init__(
+        self, unet: Any, *, capture: Capture = capture_cuda_graph, is_adapted: Callable[[], bool] = lambda: False
+    ) -> None:
         self._unet = unet
         self._capture = capture
+        self._is_adapted = is_adapted
         self._graphs: dict[Key, tuple[Inputs, Callable[[], None], torch.Tensor]] = {}
         self.graphs_built = 0
         self.warming = True
+
+    @property
+    def unet(self) -> Any:
+        return self._unet
 
     @property
     def config(self) -> Any:
@@ -75,6 +85,8 @@ class GraphedUNet:
         rows = latents.shape[0]
         inputs = {"latents": latents, "timesteps": timesteps, "conditioning": encoder_hidden_states}
         inputs |= {f"added {name}": tensor for name, tensor in (added_cond_kwargs or {}).items()}
+        if self._is_adapted():
+            return (self._call(inputs),)
         padded = {name: _padded(tensor, bucket_of(rows)) for name, tensor in inputs.items()}
         key = tuple((name, tuple(tensor.shape)) for name, tensor in padded.items())
         if key not in self._graphs:

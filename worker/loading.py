@@ -6,7 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from transformers.utils import logging as transformers_logging
 from storage.model_catalog import ModelEntry, SingleFile
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
+from worker.ip_adapters import Looker
+from worker.looking import cross_attentions
+from worker.loras import NO_LORAS, LoraHost, LoraSet
 from worker.model_files import WEIGHT_PARTS, BadModelFiles, ModelFiles, find_files
 from worker.prompts import PromptEncoder, TextTower
 from worker.schedulers import Schedulers, inpainting_config
@@ -48,6 +51,15 @@ class LoadedModel:
     dtype: torch.dtype
     native_size: int = 512
     """Pixels along a side: the size for which CUDA graphs are made."""
+    lora_host: LoraHost = field(default_factory=LoraHost)
+    loras: LoraSet = NO_LORAS
+    """Those with which its parts are to be called: see `put_on_loras`."""
+    vae_id: str = ""
+    """Of a VAE that is not its own."""
+    looker: Looker | None = None
+    """What looks at a job's picture for it."""
+    plain: LoadedModel | None = None
+    """The model as it was loaded, where this is the same with a job's LoRAs, VAE and IP-adapter."""
 
     @property
     def sees_mask(self) -> bool:
@@ -59,12 +71,35 @@ class LoadedModel:
         """Its VAE encodes to a distribution, not to one value."""
         return isinstance(self.vae, AutoencoderKL)
 
+    def put_on_loras(self) -> None:
+        """To be called before the UNet or a text encoder is: they are those of all jobs on this model."""
+        self.lora_host.put_on(self.loras)
+        self.prompts.worn = self.loras.text_uses
+
+    @property
+    def wears_its_loras(self) -> bool:
+        return self.lora_host.worn == self.loras.uses
+
     @functools.cached_property
     def latent_colours(self) -> NDArray[np.float32]:
         """See previews.learn_colours."""
+        if self.plain is not None and self.plain.vae is self.vae:
+            return self.plain.latent_colours
         from worker.previews import learn_colours  # noqa: PLC0415  # it is about this class
 
         return learn_colours(self)
+
+    @property
+    def plain_unet(self) -> Any:
+        """The UNet itself, without graphs."""
+        return self.unet.unet if isinstance(self.unet, GraphedUNet) else self.unet
+
+    @functools.cached_property
+    def cross_attentions(self) -> tuple[Any, ...]:
+        """See looking.cross_attentions."""
+        if self.plain is not None:
+            return self.plain.cross_attentions
+        return cross_attentions(self.plain_unet)
 
     @property
     def latent_channels(self) -> int:
@@ -97,12 +132,13 @@ def load_model(
     _check_family(parts, files.family)
     for name in WEIGHT_PARTS[files.family]:
         parts[name].to(device).eval().requires_grad_(False)
-    parts["vae"].to(_vae_dtype(parts["vae"], dtype))
+    parts["vae"].to(vae_dtype(parts["vae"], dtype))
+    lora_host = LoraHost({name: parts[name] for name in WEIGHT_PARTS[files.family] if name != "vae"})
     unet = parts["unet"]
     if device.type == "cuda":
         for name in ("unet", "vae"):
             parts[name].to(memory_format=torch.channels_last)
-        unet = GraphedUNet(unet)
+        unet = GraphedUNet(unet, is_adapted=lambda: lora_host.adapts)
     log.info(
         "model_loaded",
         model=entry.id,
@@ -121,6 +157,7 @@ def load_model(
         device=device,
         dtype=dtype,
         native_size=entry.native_size,
+        lora_host=lora_host,
     )
 
 
@@ -135,7 +172,7 @@ def _prompt_encoder(parts: Mapping[str, Any], files: ModelFiles, cache_entries: 
     return PromptEncoder(towers, cache_entries=cache_entries, zeros_for_empty=zeros)
 
 
-def _vae_dtype(vae: Any, dtype: torch.dtype) -> torch.dtype:
+def vae_dtype(vae: Any, dtype: torch.dtype) -> torch.dtype:
     """The VAE of Stable Diffusion XL says of itself that it overflows in float16; in bfloat16 it does not."""
     overflows = dtype is torch.float16 and getattr(vae.config, "force_upcast", False)
     return torch.bfloat16 if overflows and isinstance(vae, AutoencoderKL) else dtype

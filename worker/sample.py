@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from storage.job import MaskedAreaInit, WeightedPrompt
+from storage.addons import Embedding
+from storage.job import LoraUse, MaskedAreaInit, WeightedPrompt
 from storage.schedulers import num_evaluations
 from worker.errors import InternalError
+from worker.ip_adapters import Glance, Look
 from worker.loading import LoadedModel
+from worker.looking import looking
 from worker.prompts import Conditioning
 from worker.schedulers import Plan
 from worker.walks import Walk, take_steps
@@ -44,8 +48,15 @@ class Painting:
     use_karras_sigmas: bool = False
     algorithm_type: str | None = None
     weighted_prompts: tuple[WeightedPrompt, ...] = ()
+    clip_skip: int | None = None
+    embeddings: tuple[Embedding, ...] = ()
+    look: Look | None = None
     masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
+    loras: tuple[LoraUse, ...] = ()
+    vae: str | None = None
     deadline: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the job is to be told; written before its first picture is there."""
 
     @property
     def num_evaluations(self) -> int:
@@ -66,7 +77,9 @@ class CallShape:
     model: str
     latent_shape: tuple[int, ...]
     conditioning_length: int
+    ip_adapter: str | None
     dtype: torch.dtype
+    adapters: tuple[LoraUse, ...] = ()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -95,6 +108,7 @@ class Sample:
     strength: torch.Tensor | None
     masked_latents: torch.Tensor | None
     kept_latents: torch.Tensor | None
+    glance: Glance | None = None
     index: int = 0
     remembered: torch.Tensor | None = None
     """See walks.take_steps; (1, m, c * h * w)."""
@@ -109,7 +123,9 @@ class Sample:
             model=self.model.id,
             latent_shape=tuple(self.latents.shape[1:]),
             conditioning_length=self.conditioning.hidden.shape[1],
+            ip_adapter=self.glance.looker.adapter.id if self.glance else None,
             dtype=self.latents.dtype,
+            adapters=self.model.loras.uses,
         )
 
     def unet_input(self) -> torch.Tensor:
@@ -224,23 +240,39 @@ def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
     alone the stock pipeline's order).
     """
     model = samples[0].model
+    model.put_on_loras()
     inputs = {sample: sample.unet_input() for sample in samples}
     guided = [(sample, sample.unconditional) for sample in samples if sample.unconditional is not None]
     rows = [sample for sample, _ in guided] + list(samples)
     conditioning = [unconditional for _, unconditional in guided] + [sample.conditioning for sample in samples]
     timesteps = torch.tensor([sample.unet_timesteps[sample.index] for sample in rows])
-    noise: torch.Tensor = model.unet(
-        torch.cat([inputs[sample] for sample in rows]),
-        timesteps.to(model.device),
-        encoder_hidden_states=torch.cat([each.hidden for each in conditioning]),
-        added_cond_kwargs=_added(conditioning, samples[0]),
-        return_dict=False,
-    )[0]
+    with _shown([sample for sample, _ in guided], samples) as unet:
+        noise: torch.Tensor = unet(
+            torch.cat([inputs[sample] for sample in rows]),
+            timesteps.to(model.device),
+            encoder_hidden_states=torch.cat([each.hidden for each in conditioning]),
+            added_cond_kwargs=_added(conditioning, samples[0]),
+            return_dict=False,
+        )[0]
     unconditional_of = {sample: noise[row : row + 1] for row, (sample, _) in enumerate(guided)}
     return [
         _guide(sample, unconditional_of.get(sample), noise[row : row + 1])
         for row, sample in enumerate(samples, start=len(guided))
     ]
+
+
+@contextmanager
+def _shown(guided: Sequence[Sample], samples: Sequence[Sample]) -> Iterator[Any]:
+    """The UNet, with the samples' pictures before it, where they have any."""
+    model = samples[0].model
+    conditional = [sample.glance for sample in samples if sample.glance]
+    if not conditional:
+        yield model.unet
+        return
+    unconditional = [sample.glance for sample in guided if sample.glance]
+    with looking(model.cross_attentions, conditional, unconditional):
+        # A graph, where there are any, would do again what was done without the pictures.
+        yield model.plain_unet
 
 
 def _guide(sample: Sample, unconditional: torch.Tensor | None, conditional: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,11 @@ class WorkerSettings(EnvironmentSettings):
         description="How much the jobs in flight may hold (latents, pictures), in bytes; others wait for their "
         "turn. A job alone always goes.",
     )
+    addon_memory_bytes: NonNegativeInt | None = Field(
+        default=None,
+        description="How much the LoRAs, VAEs and IP-adapters that jobs have asked for may take together, beside "
+        "the models, in bytes; those of running jobs always fit. Unset: a tenth of what the models may take.",
+    )
     prompt_cache_entries: NonNegativeInt = Field(
         default=256, description="Prompt encodings kept for each loaded model."
     )

@@ -17,7 +17,9 @@ from api.fields import (
     WireFlag,
     WireInteger,
     WireName,
+    WireNames,
     WireNumber,
+    WireNumbers,
     WireTag,
     WireText,
     read_body,
@@ -34,6 +36,8 @@ class Body(BaseModel):
     steps: Annotated[int | None, WireInteger(1)] = None
     scale: Annotated[float, WireNumber(1, 20)] = 7.5
     flag: Annotated[bool, WireFlag()] = False
+    names: Annotated[tuple[str, ...], WireNames()] = ()
+    numbers: Annotated[tuple[float, ...], WireNumbers(-5, 5)] = ()
 
 
 class Needy(BaseModel):
@@ -55,6 +59,39 @@ def problem_of(**values: Any) -> tuple[str, str]:
 @pytest.mark.parametrize("value", [100, 100.0, "100", " 100 ", "100.0", "1e2", "+100"])
 def test_an_integer_is_read_however_it_is_written(value: Any) -> None:
     assert read(width=value).width == 100
+
+
+@pytest.mark.parametrize("value", ["a,b", " a , b ", ["a", "b"], ["a,b"], "a,,b,", ["a", " b", ""]])
+def test_names_are_read_however_they_are_listed(value: Any) -> None:
+    assert read(names=value).names == ("a", "b")
+
+
+@pytest.mark.parametrize("value", [None, "", "null", "none", "no", [], False, 0, " , "])
+def test_no_names_are_none(value: Any) -> None:
+    assert read(names=value).names == ()
+
+
+@pytest.mark.parametrize("value", ["0.5,1", " 0.5 , 1 ", [0.5, 1], ["0.5", "1.0"], "5e-1,+1"])
+def test_numbers_are_read_however_they_are_listed(value: Any) -> None:
+    assert read(numbers=value).numbers == (0.5, 1.0)
+    assert read(numbers=0.5).numbers == read(numbers="0.5").numbers == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("names", ["a", 1], "not_text"),
+        ("names", {"a": "b"}, "not_text"),
+        ("numbers", "a", "not_a_number"),
+        ("numbers", "1,,1", "not_a_number"),
+        ("numbers", [[1]], "not_a_number"),
+        ("numbers", True, "not_a_number"),
+        ("numbers", "1,nan", "not_finite"),
+        ("numbers", [1, 5.1], "out_of_range"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused_by_name(name: str, value: Any, kind: str) -> None:
+    assert problem_of(**{name: value}) == (name, kind)
 
 
 @pytest.mark.parametrize("value", ["yes", "YES", " true ", True, 1, "1", 1.0, "on", "y"])

@@ -1,0 +1,103 @@
+"""What jobs bring onto models, in memory: loaded once by the first who needs it, kept up to a byte budget."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.2
+
+Check = Callable[[], None]
+
+
+class Sized(Protocol):
+    @property
+    def size_bytes(self) -> int: ...
+
+
+@dataclass(eq=False)
+class _Place:
+    loaded: Future[Any] = field(default_factory=Future)
+    size_bytes: int = 0
+    holders: int = 0
+
+
+class Shelf:
+    """By key, least recently used leave first, what is in use stays. Safe to use from many threads.
+
+    What is in use may take more than the budget together: a job is never refused for it.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._changed = threading.Lock()
+        self._places: OrderedDict[Hashable, _Place] = OrderedDict()
+        self.loads = 0
+
+    @property
+    def held_bytes(self) -> int:
+        with self._changed:
+            return sum(place.size_bytes for place in self._places.values())
+
+    @contextmanager
+    def hold(self, key: Hashable, load: Callable[[], Sized], check: Check) -> Iterator[Any]:
+        """The thing, loaded in this thread or another, and kept meanwhile.
+
+        Blocks while it loads elsewhere; `check` is called again and again then, and may raise to leave. Raises what
+        `load` raises; the next one tries again.
+        """
+        with self._changed:
+            place = self._places.get(key)
+            is_first = place is None
+            place = self._places.setdefault(key, _Place()) if place is None else place
+            place.holders += 1
+            self._places.move_to_end(key)
+        try:
+            if is_first:
+                self._fill(key, place, load)
+            yield _wait_for(place.loaded, check)
+        finally:
+            with self._changed:
+                place.holders -= 1
+                self._make_room()
+
+    def _fill(self, key: Hashable, place: _Place, load: Callable[[], Sized]) -> None:
+        try:
+            thing = load()
+        except BaseException as error:  # noqa: BLE001  # whatever it is, all who wait must hear of it
+            with self._changed:
+                del self._places[key]
+            place.loaded.set_exception(error)
+            return
+        with self._changed:
+            self.loads += 1
+            place.size_bytes = thing.size_bytes
+            self._make_room()
+        place.loaded.set_result(thing)
+
+    def _make_room(self) -> None:
+        for key, place in list(self._places.items()):
+            if sum(each.size_bytes for each in self._places.values()) <= self._capacity_bytes:
+                return
+            if not place.holders:
+                del self._places[key]
+                log.info("addon_dropped", addon=key, size_bytes=place.size_bytes)
+
+
+def _wait_for(loaded: Future[Any], check: Check) -> Any:
+    while True:
+        check()
+        try:
+            return loaded.result(timeout=POLL_SECONDS)
+        except TimeoutError:
+            if loaded.done():
+                raise
