@@ -269,6 +269,8 @@ def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uin
         "strength": job.strength,
         "scheduler": job.scheduler,
         "model": job.model,
+        **({"loras": {use.id: use.strength for use in job.loras}} if job.loras else {}),
+        **({"vae": job.vae} if job.vae else {}),
         "size": f"{width}x{height}",
         "software": SOFTWARE,
     }
