@@ -102,6 +102,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
             "track_id": asked.track_id,
             "ignored": [*ignored_fields(body), *sampling.ignored, *family_addons.ignored_fields(asked)],
             **sampling.wire,
+            **({"is_sdxl": True} if entry.family == "sdxl" else {}),
         },
         submitted_at=circumstances.now,
     )
@@ -203,7 +204,7 @@ def _meta_values(job: InpaintJob) -> dict[str, Any]:
         "file_prefix": job.image_id,
         "outdir": "images",
         "output": links(job),
-        "is_sdxl": False,
+        "is_sdxl": bool(wire.get("is_sdxl")),
         **NOT_DONE,
         **family_addons.meta(job),
     }

@@ -68,8 +68,12 @@ def test_a_single_file_gives_the_picture_of_its_folder(original: Path, tmp_path:
     [
         ("sd1", {"channels": 4}, torch.float16),
         ("sd2", {"like_2": True, "prediction_type": "v_prediction", "channels": 4}, None),
-        ("sdxl", {"family": "sdxl"}, None),
-        ("sdxl", {"family": "sdxl", "channels": 4, "prediction_type": "v_prediction"}, torch.float16),
+        ("sdxl", {"family": "sdxl", "two_widths": True}, None),
+        (
+            "sdxl",
+            {"family": "sdxl", "two_widths": True, "channels": 4, "prediction_type": "v_prediction"},
+            torch.float16,
+        ),
     ],
     ids=["sd1 float16", "sd2 v", "sdxl", "sdxl v float16"],
 )
