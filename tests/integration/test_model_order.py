@@ -112,7 +112,7 @@ def test_a_backlog_of_mixed_models_is_worked_off_with_few_loads(
 
 def test_threads_that_claim_for_models_in_memory_load_each_few_times(redis_url: str) -> None:
     """The store and the models in memory together, as a worker with four threads uses them; one model fits."""
-    patience_seconds, num_jobs = 0.3, 150
+    patience_seconds, num_jobs = 1.0, 150
     settings = StorageSettings(redis_url=redis_url, model_patience_seconds=patience_seconds)
     store = JobStore(open_redis(settings), settings)
     loads: list[str] = []

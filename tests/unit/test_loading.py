@@ -274,6 +274,19 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(original: Path, tmp_path: P
         load_on_cpu(tiny_entry("tiny", SingleFile(path=file, config=original)))
 
 
+def test_a_checkpoint_of_other_sizes_or_names_than_its_kind_is_refused_with_what_it_is(
+    original: Path, tmp_path: Path
+) -> None:
+    file = write_single_file(original, tmp_path / "model.safetensors")
+    entry = tiny_entry("tiny", SingleFile(file))
+    with pytest.raises(BadModelFiles, match=r"fit its configuration, which is that of Stable Diffusion 1; .* config"):
+        load_on_cpu(entry)
+    renamed = {name.replace(".text_model.", "."): weights for name, weights in load_file(file).items()}
+    save_file(renamed, file)
+    with pytest.raises(BadModelFiles, match="does not fit its configuration"):
+        load_on_cpu(dataclasses.replace(entry, source=SingleFile(file, config=original)))
+
+
 def test_a_hub_model_that_was_not_pulled_says_how_to_pull_it(tmp_path: Path) -> None:
     entry = tiny_entry("far", Hub(repo_id="someone/something", revision=None, path=tmp_path / "far"))
     with running_engine(entry) as engine, pytest.raises(ModelUnavailable, match="inpaintd models pull"):
