@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +24,7 @@ from worker.loading import quieten_libraries
 
 WORDS = ("a", "red", "blue", "cat", "dog", "circle", "on", "the", "white", "background")
 TEXT_WIDTH = 32
-# Another than the first, as XL has it: diffusers tells the two in a checkpoint apart by it.
-SECOND_TEXT_WIDTH = 48
+WIDE_TEXT_WIDTH = 48
 TIME_WIDTH = 8
 MAX_TOKENS = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -43,21 +43,24 @@ def make_tiny_model(
     weight_seed: int = 1,
     like_2: bool = False,
     own_words: bool = True,
+    two_widths: bool = False,
     **pipeline_config: bool,
 ) -> Path:
     """Write a model whose UNet has 9 or 4 input channels (5 MB), unless it is there; returns its folder.
 
-    `like_2`: built as Stable Diffusion 2 is. Not `own_words`: with the vocabulary of CLIP.
+    `like_2`: built as Stable Diffusion 2 is. Not `own_words`: with the vocabulary of CLIP. `two_widths`: XL's second
+    text encoder is wider than its first, as in the published ones (diffusers tells the two in a checkpoint by it).
     """
     words = [f"{family}{channels}", prediction_type, str(weight_seed), *map(str, pipeline_config.values())]
-    words += ["like-2"] * like_2 + ["clip"] * (not own_words)
+    words += ["like-2"] * like_2 + ["clip"] * (not own_words) + ["two-widths"] * two_widths
     model = folder / "-".join(words)
     if model.is_dir():
         return model
     quieten_libraries()
     tokenizer = make_tokenizer(folder / "words") if own_words else clip_tokenizer()
     torch.manual_seed(weight_seed)
-    make = {"sd": _stable_diffusion_2 if like_2 else _stable_diffusion, "sdxl": _stable_diffusion_xl}[family]
+    make_xl = functools.partial(_stable_diffusion_xl, second_width=WIDE_TEXT_WIDTH if two_widths else TEXT_WIDTH)
+    make = {"sd": _stable_diffusion_2 if like_2 else _stable_diffusion, "sdxl": make_xl}[family]
     make(tokenizer, channels, _scheduler(prediction_type), pipeline_config).save_pretrained(model)
     config = model / "scheduler" / "scheduler_config.json"
     # As published models have it, whatever scheduler is theirs.
@@ -106,21 +109,26 @@ def _stable_diffusion_2(
 
 
 def _stable_diffusion_xl(
-    tokenizer: CLIPTokenizer, channels: int, scheduler: DDIMScheduler, config: Mapping[str, bool]
+    tokenizer: CLIPTokenizer,
+    channels: int,
+    scheduler: DDIMScheduler,
+    config: Mapping[str, bool],
+    *,
+    second_width: int,
 ) -> StableDiffusionXLInpaintPipeline:
     return StableDiffusionXLInpaintPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config(tokenizer)),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, width=SECOND_TEXT_WIDTH, hidden_act="gelu")),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, width=second_width, hidden_act="gelu")),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=_unet(
             channels,
-            cross_attention_dim=TEXT_WIDTH + SECOND_TEXT_WIDTH,
+            cross_attention_dim=TEXT_WIDTH + second_width,
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=TIME_WIDTH,
-            projection_class_embeddings_input_dim=6 * TIME_WIDTH + SECOND_TEXT_WIDTH,
+            projection_class_embeddings_input_dim=6 * TIME_WIDTH + second_width,
             transformer_layers_per_block=(1, 2),
         ),
         scheduler=scheduler,

@@ -65,7 +65,7 @@ def add(
     *,
     id: Annotated[Text, typer.Option(help="Its name; else made from the file's.")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name; may be given several times.")] = None,
-    default: Annotated[bool, typer.Option(help="Make this model the default.")] = False,
+    default: Annotated[bool, typer.Option("--default", help="Make this model the default.")] = False,
     family: Annotated[Text, typer.Option(help="sd or sdxl, where it cannot be seen.")] = None,
     config: Annotated[Path | None, typer.Option(help="For a checkpoint: a folder with its own configuration.")] = None,
     prediction_type: Annotated[Text, typer.Option(help="epsilon or v_prediction, where the files are wrong.")] = None,

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from storage.model_catalog import ModelEntry, SingleFile
-from worker.checkpoints import write_configs
+from worker.checkpoints import NAMES, write_configs
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
 from worker.ip_adapters import Looker
@@ -234,12 +234,17 @@ def _load_single_file(source: SingleFile, files: ModelFiles, dtype: torch.dtype)
         return _load_checkpoint(source.path, str(source.config), files.family, dtype)
     with tempfile.TemporaryDirectory(prefix="inpaintd-config-") as folder:
         write_configs(files.checkpoint, Path(folder))
-        return _load_checkpoint(source.path, folder, files.family, dtype)
+        try:
+            return _load_checkpoint(source.path, folder, files.family, dtype)
+        except BadModelFiles as error:
+            kind = NAMES[files.checkpoint.layout]
+            raise BadModelFiles(f"{error}, which is that of {kind}; another can be given with config") from error
 
 
 def _load_checkpoint(path: Path, config: str, family: str, dtype: torch.dtype) -> dict[str, Any]:
     # Imported only here, after quieten_libraries: it prints advice about image processors we do not use.
     from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline  # noqa: PLC0415
+    from diffusers.loaders.single_file_utils import SingleFileComponentError  # noqa: PLC0415
 
     options: dict[str, Any] = {"safety_checker": None} if family == "sd" else {"add_watermarker": False}
     pipeline_class = StableDiffusionInpaintPipeline if family == "sd" else StableDiffusionXLInpaintPipeline
@@ -247,7 +252,7 @@ def _load_checkpoint(path: Path, config: str, family: str, dtype: torch.dtype) -
         pipeline = pipeline_class.from_single_file(
             str(path), config=config, local_files_only=True, dtype=dtype, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError) as error:
         raise BadModelFiles(f"{path.name} does not fit its configuration") from error
     parts = {name: getattr(pipeline, name) for name in PARTS[family] if name != "scheduler"}
     for name in WEIGHT_PARTS[family]:

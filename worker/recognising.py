@@ -19,7 +19,7 @@ KIND_OF_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 FAMILY_OF_KIND = {"sd1": "sd", "sd2": "sd", "sdxl": "sdxl"}
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 FAMILY_OF_SCALE = {0.18215: "sd", 0.13025: "sdxl"}
-LORA_WORDS = ("lora_down", "lora_up", "lora_A", "lora_B", "lora.down", "lora.up")
+LORA_WORDS = ("lora_down", "lora_up", "lora_A", "lora_B", "lora.down", "lora.up", "lora_linear_layer")
 OTHER_METHODS = {
     "hada_w1": "LoHa",
     "lokr_w": "LoKr",
@@ -39,7 +39,8 @@ OTHER_FAMILIES = {
     "transformer.": "a transformer of a later family (Stable Diffusion 3, Flux and others)",
     "transformer_blocks_0_": "a transformer of a later family (Stable Diffusion 3, Flux and others)",
 }
-FACE_EMBEDDING = "image_proj.proj.0.weight"
+# Other kinds see a picture as a face recogniser does, or through more layers.
+IP_ADAPTER_KINDS = {"image_proj.proj.weight": "plain", "image_proj.latents": "plus"}
 MATRIX = 2
 BYTES_PER_PIXEL_SIDE = 8
 
@@ -181,11 +182,11 @@ def _format_of_lora(path: Path, names: Iterable[str]) -> str:
 def _ip_adapter(path: Path, header: Header) -> Found | None:
     if not (header.has("image_proj.") and header.has("ip_adapter.")):
         return None
-    if FACE_EMBEDDING in header.shapes:
-        raise BadModelFiles(f"{path.name} is an IP-adapter that wants faces as a recogniser sees them: not read")
+    sort = next((sort for name, sort in IP_ADAPTER_KINDS.items() if name in header.shapes), None)
+    if sort is None:
+        raise BadModelFiles(f"{path.name} is an IP-adapter of another kind than plain and plus, which alone are read")
     width = next((shape[1] for name, shape in header.shapes.items() if name.endswith(".to_k_ip.weight")), 0)
     kind = KIND_OF_WIDTH.get(width)
-    sort = "plus" if "image_proj.latents" in header.shapes else "plain"
     family = FAMILY_OF_KIND[kind] if kind else None
     says = f"an IP-adapter ({sort}){f' for {NAMES[kind]}' if kind else _for(None)}"
     encoder = path.parent / "image_encoder"

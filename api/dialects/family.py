@@ -117,6 +117,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
             "track_id": asked.track_id,
             "ignored": ignored,
             **sampling.wire,
+            **({"is_sdxl": True} if entry.family == "sdxl" else {}),
         },
         submitted_at=circumstances.now,
     )
@@ -218,7 +219,7 @@ def _meta_values(job: InpaintJob) -> dict[str, Any]:
         "file_prefix": job.image_id,
         "outdir": "images",
         "output": links(job),
-        "is_sdxl": False,
+        "is_sdxl": bool(wire.get("is_sdxl")),
         "safety_checker": yes_no(job.safety_checker is not None),
         "safetychecker": yes_no(job.safety_checker is not None),
         "safety_checker_type": job.safety_checker,

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from storage.job_store import JobStore, open_redis
+from storage.model_catalog import BUILTIN_DIR, ModelEntry
 from storage.settings import StorageSettings
 from tests.jobs import a_job
+from tests.tiny_models import catalog_of, tiny_entry
+from worker.models import ResidentModels
 
 LOAD_SECONDS, JOB_SECONDS, PATIENCE_SECONDS = 5.0, 1.0, 20.0
 MODELS = ("one", "two", "three")
@@ -101,6 +108,44 @@ def test_a_backlog_of_mixed_models_is_worked_off_with_few_loads(
     # At worst it waits for a turn of each other model.
     turns = (len(MODELS) - 1) * (PATIENCE_SECONDS + LOAD_SECONDS)
     assert all(trace.began[number] - plain.began[number] <= turns for number in plain.began)
+
+
+def test_threads_that_claim_for_models_in_memory_load_each_few_times(redis_url: str) -> None:
+    """The store and the models in memory together, as a worker with four threads uses them; one model fits."""
+    patience_seconds, num_jobs = 1.0, 150
+    settings = StorageSettings(redis_url=redis_url, model_patience_seconds=patience_seconds)
+    store = JobStore(open_redis(settings), settings)
+    loads: list[str] = []
+
+    def load(entry: ModelEntry) -> Any:
+        loads.append(entry.id)
+        time.sleep(0.02)
+        return entry.id
+
+    entries = [tiny_entry(name, BUILTIN_DIR / "doodle") for name in MODELS]
+    models = ResidentModels(
+        catalog_of(*entries), load, budget_bytes=1, bytes_per_weight=1, turn_seconds=patience_seconds
+    )
+    chance = random.Random(7)
+    asked = [chance.choice(MODELS) for _ in range(num_jobs)]
+    for model in asked:
+        store.submit(a_job(model=model, key_id=chance.choice("abc")))
+    painted: list[str] = []
+
+    def work_off() -> None:
+        while (job := store.claim_next(worker="w", resident_models=models.favoured())) is not None:
+            with models.hold(job.model, lambda: None) as model:
+                time.sleep(0.005)
+            painted.append(str(model))
+            store.finish(job.cancelled(at=0.0))
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(work_off) for _ in range(4)]:
+            done.result(60)
+    assert sorted(painted) == sorted(asked)
+    changes = sum(one != other for one, other in itertools.pairwise(asked))
+    assert changes > 90
+    assert len(loads) <= changes / 6
 
 
 def test_a_model_that_hardly_anyone_asks_for_gets_its_turn_in_an_endless_stream(store: JobStore, clock: Clock) -> None:

@@ -106,7 +106,8 @@ def test_addons_are_added_each_to_its_section_and_listed_and_checked(home: Path,
     (adapter / "image_encoder").mkdir(parents=True)
     (adapter / "image_encoder" / "config.json").write_text("{}")
     save_file(
-        {"image_proj.x": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(2, 768)}, adapter / "ip.safetensors"
+        {"image_proj.proj.weight": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(2, 768)},
+        adapter / "ip.safetensors",
     )
     command("add", write_lora(home / "Ink.safetensors"), "--alias", "contrast")
     command("add", model / "vae")
@@ -145,7 +146,8 @@ def test_what_cannot_be_added_says_why_and_changes_nothing(home: Path, command: 
     lora = write_lora(home / "ink.safetensors")
     odd = write_lora(home / "odd.safetensors", width=5)
     save_file(
-        {"image_proj.x": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(2, 768)}, home / "ip.safetensors"
+        {"image_proj.proj.weight": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(2, 768)},
+        home / "ip.safetensors",
     )
     (home / "old.ckpt").write_bytes(b"")
     for arguments, told in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from api.dialects.modelslab import COMMUNITY, REALTIME
 from api.dialects.stable_diffusion_v3 import INPAINT
 from api.errors import InvalidFields, Problem, UnknownModel
 from storage.job import InpaintJob
+from storage.model_catalog import ModelCatalog
 from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, STAND_INS
 from tests.golden_pairs import DRAWN, PHOTO, circumstances
 
@@ -51,6 +53,14 @@ def test_a_model_is_found_by_id_and_alias_and_an_unknown_one_is_refused(variant:
     assert parsed(variant, model_id="lazymixv4-inpaint").model == "photo"
     with pytest.raises(UnknownModel):
         parsed(variant, model_id="sdxl-unheard-of")
+
+
+def test_meta_says_whether_the_model_is_of_xl() -> None:
+    xl = dataclasses.replace(PHOTO, family="sdxl")
+    body = {"prompt": "p", "init_image": "i", "mask_image": "m", "model_id": "photo"}
+    job = parse(body, COMMUNITY, circumstances(catalog=ModelCatalog((xl,), xl)), dialect="modelslab")
+    assert meta(job, COMMUNITY)["is_sdxl"] is True
+    assert meta(parsed(COMMUNITY), COMMUNITY)["is_sdxl"] is False
 
 
 def test_what_is_not_given_is_the_models() -> None:

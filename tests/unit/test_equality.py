@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,26 @@ def test_a_model_built_as_stable_diffusion_2_gives_the_stock_pipelines_picture(
     pipeline, painting = load_stock(folder), make_painting("two", **sampling)
     expected = paint_stock(pipeline, pipeline.scheduler.config, painting)
     with running_engine(tiny_entry("two", folder)) as engine:
+        painted = engine.paint(painting)[0]
+    assert expected.std() > 10
+    assert np.abs(painted.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    ["DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler"],
+)
+def test_a_model_whose_first_step_is_pure_noise_gives_the_stock_pipelines_picture(
+    tmp_path: Path, scheduler: str
+) -> None:
+    """Its schedule ends without any signal, as that of some models that predict v."""
+    folder = make_tiny_model(tmp_path, channels=4, prediction_type="v_prediction")
+    config = folder / "scheduler" / "scheduler_config.json"
+    marks = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | marks))
+    pipeline, painting = load_stock(folder), make_painting("noise", scheduler=scheduler)
+    expected = paint_stock(pipeline, pipeline.scheduler.config, painting)
+    with running_engine(tiny_entry("noise", folder)) as engine:
         painted = engine.paint(painting)[0]
     assert expected.std() > 10
     assert np.abs(painted.astype(int) - expected).max() <= 1

@@ -68,8 +68,12 @@ def test_a_single_file_gives_the_picture_of_its_folder(original: Path, tmp_path:
     [
         ("sd1", {"channels": 4}, torch.float16),
         ("sd2", {"like_2": True, "prediction_type": "v_prediction", "channels": 4}, None),
-        ("sdxl", {"family": "sdxl"}, None),
-        ("sdxl", {"family": "sdxl", "channels": 4, "prediction_type": "v_prediction"}, torch.float16),
+        ("sdxl", {"family": "sdxl", "two_widths": True}, None),
+        (
+            "sdxl",
+            {"family": "sdxl", "two_widths": True, "channels": 4, "prediction_type": "v_prediction"},
+            torch.float16,
+        ),
     ],
     ids=["sd1 float16", "sd2 v", "sdxl", "sdxl v float16"],
 )
@@ -268,6 +272,19 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(original: Path, tmp_path: P
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(BadModelFiles, match=r"does not fit its configuration|lacks weights"):
         load_on_cpu(tiny_entry("tiny", SingleFile(path=file, config=original)))
+
+
+def test_a_checkpoint_of_other_sizes_or_names_than_its_kind_is_refused_with_what_it_is(
+    original: Path, tmp_path: Path
+) -> None:
+    file = write_single_file(original, tmp_path / "model.safetensors")
+    entry = tiny_entry("tiny", SingleFile(file))
+    with pytest.raises(BadModelFiles, match=r"fit its configuration, which is that of Stable Diffusion 1; .* config"):
+        load_on_cpu(entry)
+    renamed = {name.replace(".text_model.", "."): weights for name, weights in load_file(file).items()}
+    save_file(renamed, file)
+    with pytest.raises(BadModelFiles, match="does not fit its configuration"):
+        load_on_cpu(dataclasses.replace(entry, source=SingleFile(file, config=original)))
 
 
 def test_a_hub_model_that_was_not_pulled_says_how_to_pull_it(tmp_path: Path) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.tiny_models import make_tiny_model
+from tests.loras import write_lora
+from tests.painting import CPU, LIBRARY_WARNINGS, load_on_cpu
+from tests.tiny_models import make_tiny_model, tiny_entry
 from worker.headers import BadModelFiles
+from worker.lora_files import read_lora
 from worker.recognising import recognise
+
+pytestmark = LIBRARY_WARNINGS
 
 BLOCK = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 DOTTED = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -39,7 +45,7 @@ def write(folder: Path, names: dict[str, tuple[int, ...]], name: str = "it.safet
         ),
         ({f"unet.{DOTTED}.lora_A.weight": (4, 5)}, "loras", None, "a family that cannot be seen"),
         ({"image_proj.latents": (1,), "ip_adapter.1.to_k_ip.weight": (9, 2048)}, "ip_adapters", "sdxl", "(plus)"),
-        ({"image_proj.norm.weight": (1,), "ip_adapter.1.to_k_ip.weight": (9, 768)}, "ip_adapters", "sd", "(plain)"),
+        ({"image_proj.proj.weight": (1,), "ip_adapter.1.to_k_ip.weight": (9, 768)}, "ip_adapters", "sd", "(plain)"),
         ({"emb_params": (3, 768)}, "embeddings", "sd", "Stable Diffusion 1"),
         ({"<cat>": (1024,)}, "embeddings", "sd", "Stable Diffusion 2"),
         ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "embeddings", "sdxl", "Stable Diffusion XL"),
@@ -68,7 +74,10 @@ def test_an_addon_is_known_by_its_names_and_widths(
             "is a DoRA for Stable Diffusion 1; of these only plain LoRAs are read",
         ),
         ({f"base_model.model.{DOTTED}.lora_A.weight": (4, 768)}, "as PEFT alone writes it"),
-        ({"image_proj.proj.0.weight": (1,), "ip_adapter.1.to_k_ip.weight": (9, 768)}, "wants faces"),
+        (
+            {"image_proj.proj.0.weight": (1,), "ip_adapter.1.to_k_ip.weight": (9, 768)},
+            "of another kind than plain and plus",
+        ),
         ({"encoder.down.0.block.0.conv1.weight": (1,), "decoder.x": (1,)}, "a VAE in its original layout"),
         ({"encoder.down_blocks.0.x": (1,)}, "no config.json beside it"),
         ({"a": (1,), "b": (1,)}, "something unknown"),
@@ -82,6 +91,23 @@ def test_what_is_not_read_is_named_with_its_family(
         recognise(write(tmp_path, names))
     assert told in str(refusal.value)
     assert str(tmp_path) not in str(refusal.value)
+
+
+@pytest.mark.parametrize("file_format", ["diffusers", "old_diffusers", "kohya"])
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_what_trainers_write_and_the_worker_reads_is_a_lora(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, file_format: Any, family: str
+) -> None:
+    folder = make_tiny_model(tmp_path_factory.getbasetemp() / "tiny-models", family=family)
+    model = load_on_cpu(tiny_entry("tiny", folder, family=family))
+    lora = write_lora(tmp_path / "it.safetensors", model, file_format=file_format, texts=True)
+    assert read_lora(lora, model.unet.config, family=family, device=CPU, dtype=torch.float32).parts
+    found = recognise(lora)
+    assert found.section == "loras"
+    assert found.family == ("sdxl" if family == "sdxl" else None)
+    assert ("kohya's" if file_format == "kohya" else "diffusers'") in found.says
+    only_text = write_lora(tmp_path / "text.safetensors", model, file_format=file_format, texts=True, unet=False)
+    assert recognise(only_text).section == "loras"
 
 
 def test_pickles_and_files_cut_short_are_never_opened(tmp_path: Path) -> None:
