@@ -29,11 +29,13 @@ from storage.outbound import OutboundDoor
 from storage.previews import PreviewStore
 from storage.settings import StorageSettings, storage_settings
 from worker.clerk import Clerk
+from worker.devices import choose_device
 from worker.engine import open_engine
 from worker.errors import JobFailed, WorkerUnfit
 from worker.inputs import Sources
 from worker.masks import REPAINT
 from worker.previewer import Previewed, Previewer
+from worker.safety import Safety
 from worker.sample import Painting
 from worker.settings import WorkerSettings, worker_settings
 from worker.tasks import Painter, Workshop, give_back, register_ticket_task
@@ -175,6 +177,7 @@ def run(engine: EngineProcess, catalog: ModelCatalog, storage: StorageSettings, 
         sources=Sources(images=images, jobs=jobs, door=door, settings=settings),
         catalog=catalog,
         engine=engine,
+        safety=Safety(catalog.addons.safety_checker, engine, lambda: choose_device(settings)),
         clerk=clerk,
         settings=settings,
         max_attempts=storage.max_attempts,

@@ -30,6 +30,7 @@ from worker.devices import (
     is_out_of_memory,
     model_budget_bytes,
 )
+from worker.errands import Errands
 from worker.errors import InternalError, JobFailed, OutOfMemory, WorkerUnfit
 from worker.graphs import GraphedUNet
 from worker.loading import LoadedModel, load_model
@@ -89,6 +90,7 @@ class Engine:
         self._flight_bytes = flight_bytes
         self._torch_threads = torch_threads
         self._changed = threading.Condition()
+        self._errands = Errands(self._changed)
         self._runs: list[Run] = []
         self._waiting: list[Run] = []
         self._painting: list[Run] = []
@@ -144,6 +146,18 @@ class Engine:
         if run.failure is not None:
             raise run.failure
 
+    def aside(self, action: Callable[[], Outcome]) -> Outcome:
+        """Do this in the engine's thread, between two ticks: for work on the device that is short.
+
+        Blocks until it is done. Raises what the action raises, OutOfMemory and InternalError for what is no
+        JobFailed, and WorkerUnfit.
+        """
+        with self._changed:
+            if self._stopping:
+                raise self.unfit or WorkerUnfit(STOPPED)
+            outcome = self._errands.add(action)
+        return outcome.result()
+
     def cancel(self, job_id: str) -> None:
         """Let the job leave at the next tick; its `paint` raises Cancelled."""
         with self._changed:
@@ -185,7 +199,7 @@ class Engine:
         if warming_since is not None:
             return EnginePulse("warming_up", warming_since)
         with self._changed:
-            if self._waiting or self._painting:
+            if self._waiting or self._painting or self._errands:
                 return EnginePulse("painting", self._alive_at)
         if loading_since is not None:
             return EnginePulse("loading", loading_since)
@@ -220,10 +234,11 @@ class Engine:
                 self._stopping = True
                 for run in self._runs:
                     run.end(self.unfit or WorkerUnfit(STOPPED))
+                self._errands.end(self.unfit or WorkerUnfit(STOPPED))
 
     def _await_work(self) -> bool:
         with self._changed:
-            while not (self._waiting or self._painting or self._stopping):
+            while not (self._waiting or self._painting or self._errands or self._stopping):
                 self._alive_at = time.monotonic()
                 self._changed.wait(IDLE_WAIT_SECONDS)
             return not self._stopping
@@ -234,6 +249,9 @@ class Engine:
         for shape, group in self._groups():
             self._denoise(shape, group)
         self._retire()
+        if self._errands:
+            self._errands.do_next(lambda error: _judge(error, []))
+            self._show_life()
 
     def _let_go(self) -> None:
         """Cancelled and overdue jobs leave."""

@@ -14,15 +14,18 @@ from typing import Any
 from api.addresses import picture_links
 from api.dialects import family_addons
 from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields, refused_fields
+from api.dialects.family_safety import safety_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
 from api.fields import read_fields
-from storage.job import Failure, InpaintJob, JobStatus
+from storage.job import Failure, InpaintJob, JobStatus, SafetyAction
 from storage.model_catalog import ModelCatalog, ModelEntry
 from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, SOLVERS, UNUSABLE_SCHEDULERS
 
 SHOWN_CHARS = 100
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
+# What the worker notes beside the pictures, where there is something to say.
+SHOWN_NOTES = ("mask_empty", "worked_size", "worked_box", "unknown_words")
 PROCESSING_TIP = "The image is being made: get it from fetch_result, or wait for your webhook."
 
 
@@ -34,6 +37,7 @@ class Variant:
     body: type[InpaintBody]
     enhance_by_default: bool
     karras_by_default: bool
+    safety_action: SafetyAction
     fetch_path: str
     meta_names: tuple[str, ...]
 
@@ -49,6 +53,7 @@ class Circumstances:
     max_prompt_chars: int
     now: float
     random_seed: Callable[[], int]
+    ignores_missing_checker: bool = False
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
 
@@ -70,7 +75,8 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     if enhances:
         prompt, negative_prompt = enhanced(prompt, negative_prompt, entry)
     embeddings = family_addons.embeddings_of(asked, entry, circumstances.catalog)
-    ignored = ignored_fields(body)
+    safety_action, ignored = safety_of(asked, variant.safety_action, circumstances)
+    ignored += ignored_fields(body)
     if asked.use_karras_sigmas and not has_karras:
         ignored.append("use_karras_sigmas")
     ignored += family_addons.ignored_fields(asked, embeddings, (prompt, negative_prompt))
@@ -107,6 +113,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
+        safety_checker=safety_action,
         wire={
             "variant": variant.name,
             "base_url": circumstances.base_url,
@@ -206,7 +213,7 @@ def meta(job: InpaintJob, variant: Variant) -> dict[str, Any]:
     shown = {name: values[name] for name in variant.meta_names}
     shown["ignored"] = list(job.wire.get("ignored", ()))
     shown |= {name: value for name, value in family_addons.meta(job).items() if value is not None}
-    return shown | {name: job.notes[name] for name in ("mask_empty", "worked_size") if job.notes.get(name)}
+    return shown | {name: job.notes[name] for name in SHOWN_NOTES if job.notes.get(name)}
 
 
 def _meta_values(job: InpaintJob) -> dict[str, Any]:
@@ -240,6 +247,9 @@ def _meta_values(job: InpaintJob) -> dict[str, Any]:
         "outdir": "images",
         "output": links(job),
         "is_sdxl": False,
+        "safety_checker": yes_no(job.safety_checker is not None),
+        "safetychecker": yes_no(job.safety_checker is not None),
+        "safety_checker_type": job.safety_checker,
         **NOT_DONE,
         **family_addons.meta(job),
     }
@@ -251,9 +261,6 @@ def yes_no(flag: bool) -> str:
 
 # What the vendor's meta names and this service does not do, each with the value that says so.
 NOT_DONE: dict[str, Any] = {
-    "safety_checker": "no",
-    "safetychecker": "no",
-    "safety_checker_type": None,
     "upscale": "no",
     "watermark": "no",
     "opacity": 0,

@@ -28,7 +28,7 @@ from api.fields import (
 )
 from api.styles import STYLES
 from storage.addons import MAX_LORA_STRENGTH, MIN_LORA_STRENGTH
-from storage.job import MAX_SEED
+from storage.job import MAX_SEED, SafetyAction
 
 MIN_SIZE = 64
 MAX_SIZE = 1024
@@ -64,6 +64,7 @@ class UploadBody(KeyBody):
     base64_string: Annotated[str, WireText(), Field(description="The picture: a data URI or bare base64.")]
 
 
+SAFETY_DEFAULTS = "Default: sensitive_content_text on the community endpoint, black on the others."
 SIZE_MEANING = f"Of the result, in pixels: any number from {MIN_SIZE} to {MAX_SIZE}, whatever the picture's own size."
 
 
@@ -129,6 +130,19 @@ class InpaintBody(KeyBody):
         bool | None,
         WireFlag(),
         Field(description="Append the model's prompt suffix and negative prompt, see meta.prompt."),
+    ] = None
+    safety_checker: Annotated[
+        bool | None,
+        WireFlag(),
+        Field(description="Hide pictures in which the safety checker finds something, see nsfw_content_detected."),
+    ] = None
+    safetychecker: Annotated[
+        bool | None, WireFlag(), Field(description="The same, its older name; safety_checker counts if both are given.")
+    ] = None
+    safety_checker_type: Annotated[
+        str | None,
+        WireName(),
+        Field(description=f"How: {', '.join(SafetyAction)}. No effect without safety_checker. {SAFETY_DEFAULTS}"),
     ] = None
     lora_model: Annotated[
         tuple[str, ...],
@@ -211,9 +225,6 @@ class FieldFate:
 REFUSED: dict[str, str] = {}
 _NOT_HERE = "Belongs to other endpoints of these APIs."
 IGNORED = {
-    "safety_checker": "No safety checker runs yet.",
-    "safetychecker": "Older name of safety_checker.",
-    "safety_checker_type": "No safety checker runs yet.",
     "upscale": _NOT_HERE,
     "watermark": "Nothing is stamped on the result.",
     "opacity": "Of the watermark.",

@@ -21,14 +21,16 @@ from api.dialects.fal.addons import (
     lora_uses,
     vae_id,
 )
-from api.dialects.fal.words import row
+from api.dialects.fal.words import PROBLEMS, row
+from api.safety import NoSafetyChecker, granted
 from storage.addons import MAX_EMBEDDINGS, MAX_LORAS
-from storage.job import MAX_SEED, Failure, InpaintJob, Priority
+from storage.job import MAX_SEED, Failure, InpaintJob, Priority, SafetyAction
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
 from storage.schedulers import SCHEDULERS
 
 MAX_STEPS = 150
 INVALID = "invalid_request"
+SAFETY_FIELD = "enable_safety_checker"
 
 
 class InpaintInput(BaseModel):
@@ -79,6 +81,11 @@ class InpaintInput(BaseModel):
         default=None,
         description=f"An extra of this service: one of {', '.join(SCHEDULERS)}. Absent: the model's own.",
     )
+    enable_safety_checker: bool | None = Field(
+        default=None,
+        description="As other applications of fal have it: a picture in which the safety checker finds something comes "
+        "back black, and the output has `has_nsfw_concepts`. Absent: false.",
+    )
     loras: list[LoraInput] | None = Field(
         default=None,
         max_length=MAX_LORAS,
@@ -120,6 +127,7 @@ class Circumstances:
     priority: Priority = Priority.NORMAL
     webhook_url: str | None = None
     start_by: float | None = None
+    ignores_missing_checker: bool = False
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
 
@@ -146,11 +154,20 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
     vae = vae_id(asked.vae, entry, circumstances.catalog.addons, rows)
     embeddings = embedding_ids(asked.embeddings or (), entry, circumstances.catalog.addons, rows)
     look = ip_adapter_use(asked.ip_adapter or (), entry, circumstances.catalog.addons, rows)
+    safety = _safety(asked, circumstances, rows)
     if rows or entry is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
     job = _job(asked, entry, scheduler, circumstances)
+    ignored = {"ignored": [SAFETY_FIELD]} if asked.enable_safety_checker and safety is None else {}
     return dataclasses.replace(
-        job, loras=loras, vae=vae, clip_skip=asked.clip_skip, embeddings=embeddings, ip_adapter=look
+        job,
+        loras=loras,
+        vae=vae,
+        clip_skip=asked.clip_skip,
+        embeddings=embeddings,
+        ip_adapter=look,
+        safety_checker=safety,
+        wire={**job.wire, **ignored},
     )
 
 
@@ -197,6 +214,15 @@ def _scheduler(name: str | None, rows: list[dict[str, Any]]) -> str | None:
         choices = ", ".join(f"'{each}'" for each in SCHEDULERS)
         rows.append(row(["body", "scheduler"], "enum", f"Input should be {choices}", name))
     return known
+
+
+def _safety(asked: InpaintInput, circumstances: Circumstances, rows: list[dict[str, Any]]) -> SafetyAction | None:
+    wish = SafetyAction.BLACK if asked.enable_safety_checker else None
+    try:
+        return granted(wish, circumstances.catalog, ignores_missing=circumstances.ignores_missing_checker)
+    except NoSafetyChecker:
+        rows.append(row(["body", SAFETY_FIELD], *PROBLEMS["no_safety_checker"], asked.enable_safety_checker))
+        return None
 
 
 def _job(asked: InpaintInput, entry: ModelEntry, scheduler: str | None, circumstances: Circumstances) -> InpaintJob:
