@@ -65,6 +65,8 @@ class ModelEntry:
     scheduler: str
     prompt_suffix: str
     negative_prompt: str
+    empty_prompt: str = ""
+    """What the model is told where a job has no prompt."""
 
     def worked_size(self, width: int, height: int) -> tuple[int, int]:
         """The size at which the model works for a result of `width` × `height`.
@@ -116,6 +118,7 @@ class _Entry(BaseModel):
     scheduler: str = "DDIMScheduler"
     prompt_suffix: str = ""
     negative_prompt: str = ""
+    empty_prompt: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> _Entry:
@@ -217,6 +220,7 @@ def _entries(file: _File, base: Path, settings: StorageSettings) -> dict[str, Mo
             scheduler=entry.scheduler,
             prompt_suffix=entry.prompt_suffix,
             negative_prompt=entry.negative_prompt,
+            empty_prompt=entry.empty_prompt,
         )
         for model_id, entry in file.models.items()
     }
