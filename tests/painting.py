@@ -77,12 +77,13 @@ def running_engine(
     budget_bytes: int = 2**30,
     turn_seconds: float = 20.0,
     checks_files: bool = True,
+    torch_threads: int = 1,
     **engine_settings: Any,
 ) -> Iterator[Engine]:
     models = (ResidentModels if checks_files else _ModelsWithoutFiles)(
         catalog_of(*entries), load, budget_bytes=budget_bytes, bytes_per_weight=4, turn_seconds=turn_seconds
     )
-    engine = Engine(models, max_batch=max_batch, torch_threads=1, **engine_settings)
+    engine = Engine(models, max_batch=max_batch, torch_threads=torch_threads, **engine_settings)
     engine.start()
     try:
         yield engine

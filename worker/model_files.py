@@ -66,6 +66,23 @@ def find_files(source: Folder | SingleFile | Hub) -> ModelFiles:
     return files
 
 
+def find_part(folder: Path) -> str | None:
+    """diffusers' word for the files of a part that stands alone in its folder, None for the plain ones.
+
+    Raises BadModelFiles as find_files does.
+    """
+    if not (folder / "config.json").is_file():
+        raise BadModelFiles(f"{folder.name} has no config.json")
+    weights = _weights_of(folder)
+    plain = _without_variant(weights)
+    usable = plain or _of_variant(weights)
+    if not usable:
+        raise BadModelFiles(f"{folder.name} has no weights under a name that is known")
+    for path in usable:
+        read_header(path)
+    return None if plain else HALF_PRECISION
+
+
 def count_weights(files: ModelFiles) -> int:
     """How many numbers the weights are, from the files' headers; of a single file those that are loaded."""
     loaded = tuple(files.checkpoint.places.values()) if files.checkpoint else ()

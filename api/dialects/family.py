@@ -14,15 +14,18 @@ from typing import Any
 from api.addresses import picture_links
 from api.dialects import family_addons
 from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields, refused_fields
+from api.dialects.family_safety import safety_of
 from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
 from api.fields import read_fields
-from storage.job import Failure, InpaintJob, JobStatus
+from storage.job import Failure, InpaintJob, JobStatus, SafetyAction
 from storage.model_catalog import ModelCatalog, ModelEntry
 
 SHOWN_CHARS = 100
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
+# What the worker notes beside the pictures, where there is something to say.
+SHOWN_NOTES = ("mask_empty", "worked_size", "worked_box", "unknown_words")
 PROCESSING_TIP = "The image is being made: get it from fetch_result, or wait for your webhook."
 
 
@@ -34,6 +37,7 @@ class Variant:
     body: type[InpaintBody]
     enhance_by_default: bool
     karras_by_default: bool
+    safety_action: SafetyAction
     fetch_path: str
     meta_names: tuple[str, ...]
 
@@ -49,6 +53,7 @@ class Circumstances:
     max_prompt_chars: int
     now: float
     random_seed: Callable[[], int]
+    ignores_missing_checker: bool = False
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
 
@@ -64,9 +69,14 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     entry = _model(asked.model_id, circumstances.catalog)
     sampling = sampling_of(asked, entry, karras_by_default=variant.karras_by_default)
     enhances = variant.enhance_by_default if asked.enhance_prompt is None else asked.enhance_prompt
-    prompt, negative_prompt = (
-        enhanced(asked.prompt, asked.negative_prompt, entry) if enhances else (asked.prompt, asked.negative_prompt)
-    )
+    prompt, negative_prompt = family_addons.in_style(asked)
+    if enhances:
+        prompt, negative_prompt = enhanced(prompt, negative_prompt, entry)
+    embeddings = family_addons.embeddings_of(asked, entry, circumstances.catalog)
+    safety_action, ignored = safety_of(asked, variant.safety_action, circumstances)
+    ignored += ignored_fields(body)
+    ignored += sampling.ignored
+    ignored += family_addons.ignored_fields(asked, embeddings, (prompt, negative_prompt))
     guidance_scale = entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
     return InpaintJob(
         job_id=circumstances.new_id(),
@@ -90,17 +100,22 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         algorithm_type=sampling.algorithm_type,
         loras=family_addons.loras_of(asked, entry, circumstances.catalog),
         vae=family_addons.vae_of(asked, entry, circumstances.catalog),
+        clip_skip=asked.clip_skip,
+        embeddings=tuple(each.id for each in embeddings),
+        ip_adapter=family_addons.ip_adapter_of(asked, entry, circumstances.catalog),
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
+        safety_checker=safety_action,
         wire={
             "variant": variant.name,
             "base_url": circumstances.base_url,
             "base64": asked.base64,
             "instant_response": asked.instant_response,
             "enhance_prompt": enhances,
+            **({"enhance_style": asked.enhance_style} if family_addons.style_of(asked) else {}),
             "track_id": asked.track_id,
-            "ignored": [*ignored_fields(body), *sampling.ignored, *family_addons.ignored_fields(asked)],
+            "ignored": ignored,
             **sampling.wire,
             **({"is_sdxl": True} if entry.family == "sdxl" else {}),
         },
@@ -171,7 +186,7 @@ def meta(job: InpaintJob, variant: Variant) -> dict[str, Any]:
     shown["ignored"] = list(job.wire.get("ignored", ()))
     shown |= {name: job.wire[name] for name in ("scheduler_asked",) if name in job.wire}
     shown |= {name: value for name, value in family_addons.meta(job).items() if value is not None}
-    return shown | {name: job.notes[name] for name in ("mask_empty", "worked_size") if job.notes.get(name)}
+    return shown | {name: job.notes[name] for name in SHOWN_NOTES if job.notes.get(name)}
 
 
 def _meta_values(job: InpaintJob) -> dict[str, Any]:
@@ -205,6 +220,9 @@ def _meta_values(job: InpaintJob) -> dict[str, Any]:
         "outdir": "images",
         "output": links(job),
         "is_sdxl": bool(wire.get("is_sdxl")),
+        "safety_checker": yes_no(job.safety_checker is not None),
+        "safetychecker": yes_no(job.safety_checker is not None),
+        "safety_checker_type": job.safety_checker,
         **NOT_DONE,
         **family_addons.meta(job),
     }
@@ -216,16 +234,8 @@ def yes_no(flag: bool) -> str:
 
 # What the vendor's meta names and this service does not do, each with the value that says so.
 NOT_DONE: dict[str, Any] = {
-    "safety_checker": "no",
-    "safetychecker": "no",
-    "safety_checker_type": None,
-    "clip_skip": None,
-    "ip_adapter_id": None,
-    "ip_adapter_scale": None,
-    "ip_adapter_image": None,
     "upscale": "no",
     "watermark": "no",
-    "enhance_style": None,
     "opacity": 0,
     "padding_down": 0,
     "padding_right": 0,

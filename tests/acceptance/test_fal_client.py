@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import requests
 from httpx_sse import SSEError
-from PIL import Image
+from PIL import Image, ImageChops
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from tests import stability_scene as red
 from tests.acceptance.test_modelslab_client import HOLE, SIDE, scene
 from tests.fal_clients import verified
 from tests.service import Service
@@ -111,6 +112,14 @@ def test_subscribe_prints_a_line_for_every_step(fal: ModuleType, client: Any, se
     kept = np.asarray(mask) == 0
     assert np.array_equal(np.asarray(painted)[kept], np.asarray(picture)[kept])
     assert painted.crop(HOLE).tobytes() != picture.crop(HOLE).tobytes()
+
+
+def test_red_is_seen_where_the_mask_is_white_and_nowhere_else(fal: ModuleType, client: Any, service: Service) -> None:
+    mask = ImageChops.invert(red.mask())
+    picture, hole = (f"data:image/png;base64,{red.encoded(each)}" for each in (red.picture(), mask))
+    asked = {"prompt": "a red circle on a white background", "image_url": picture, "mask_url": hole}
+    result = client.subscribe(APP, arguments=arguments(fal, num_inference_steps=20, **asked))
+    red.assert_red_only_where(np.asarray(mask) == 255, np.asarray(downloaded(service, result["image"]["url"])))
 
 
 def test_submit_status_and_result(fal: ModuleType, client: Any) -> None:
