@@ -12,8 +12,8 @@ from typing import Any
 from api.dialects.stability.errors import Code, WireStatus
 from api.dialects.stability.proto import generation_pb2 as wire
 from api.dialects.stability.samplers import TWINS, Twin
-from api.dialects.stability.styles import STYLES, styled
 from api.errors import InvalidFields, Problem, UnknownModel
+from api.styles import STYLES, styled
 from storage.job import MAX_SEED, InpaintJob, MaskedAreaInit, MaskPaints, SafetyAction, WeightedPrompt
 from storage.model_catalog import ModelCatalog, ModelEntry
 
