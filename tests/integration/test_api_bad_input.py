@@ -45,7 +45,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"vae": "other"}, "vae", "vae not found: other"),
     ({"embeddings_model": "style"}, "embeddings_model", "embeddings_model not found: style"),
     (
-        {"ip_adapter_id": "x", "ip_adapter_image": "http://x.example/i.png"},
+        {"ip_adapter_id": "x", "ip_adapter_image": "i"},
         "ip_adapter_id",
         "ip_adapter_id not found: x",
     ),
