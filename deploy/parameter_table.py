@@ -22,6 +22,7 @@ from deploy.parameter_probes import (
     LENIENT_SCHEDULER,
     NO_EFFECT,
     OTHER_PICTURE,
+    PICTURE,
     SCHEDULER,
     VARIANTS,
     Asked,
@@ -191,7 +192,7 @@ def _painting() -> list[Parameter]:
 def _scheduling() -> list[Parameter]:
     schedulers = [
         Parameter("scheduler", (each,), reads="scheduler", label=f"`scheduler` {each}")
-        for each in sorted(KNOWN_SCHEDULERS - {SCHEDULER})
+        for each in sorted(set(KNOWN_SCHEDULERS) - {SCHEDULER})
     ]
     samplers = [
         Parameter(
@@ -238,7 +239,7 @@ def _adding() -> list[Parameter]:
             fal="ip_adapter",
             fal_values=([{"path": "ip-adapter-{family}", "ip_adapter_image_url": OTHER_PICTURE, "scale": 0.5}],),
         ),
-        Parameter("ip_adapter_image", (OTHER_PICTURE,), but("ip_adapter_image")),
+        Parameter("ip_adapter_image", (OTHER_PICTURE,), {**adapter, "ip_adapter_image": PICTURE}),
         Parameter("ip_adapter_scale", (0.25,), but("ip_adapter_scale")),
         Parameter("ip_adapter_image", (OTHER_PICTURE,), label="`ip_adapter_image` without `ip_adapter_id`"),
         Parameter("ip_adapter_scale", (0.25,), label="`ip_adapter_scale` without `ip_adapter_id`"),
@@ -280,12 +281,10 @@ def cell(parameter: Parameter, column: str, model: str) -> str:
 
 def _of_bodies(parameter: Parameter, ask: Callable[[Any], Asked], name: str, values: Sequence[Any], model: str) -> str:
     beside: Mapping[str, Any] = _filled(dict(parameter.beside), model)
-    filled = [_filled(value, model) for value in values]
-    if all(ask({**beside, name: each}).job is None for each in filled):
+    if ask(beside).job is None:
         beside = {}
-    # Some need each other.
-    without = {} if ask(beside).job is None else beside
-    return outcome(ask, without, [Wish({**beside, name: each}, each) for each in filled], name, parameter.reads)
+    filled = [_filled(value, model) for value in values]
+    return outcome(ask, beside, [Wish({**beside, name: each}, each) for each in filled], name, parameter.reads)
 
 
 def _stability_cell(parameter: Parameter, model: str) -> str:

@@ -28,6 +28,7 @@ from storage.model_catalog import BadModelsFile, ModelCatalog, ModelEntry, load_
 from storage.outbound import OutboundDoor
 from storage.previews import PreviewStore
 from storage.settings import StorageSettings, storage_settings
+from worker.celery_consumer import TicketConsumer
 from worker.clerk import Clerk
 from worker.devices import choose_device
 from worker.engine import open_engine
@@ -237,7 +238,7 @@ def consume(app: Celery, name: str, settings: WorkerSettings, clerk: Clerk, clos
     def begin(consumer: Any) -> None:
         closing.consumer = consumer
         clerk.open()
-        log.info("worker_ready", worker=name, threads=settings.worker_threads)
+        log.info("worker_ready", worker=name, threads=settings.ticket_threads)
 
     while True:
         # The bare controller: no banner, no logging of its own, no signal handlers.
@@ -245,7 +246,8 @@ def consume(app: Celery, name: str, settings: WorkerSettings, clerk: Clerk, clos
             app=app,
             hostname=node,
             pool_cls="threads",
-            concurrency=settings.worker_threads,
+            consumer_cls=TicketConsumer,
+            concurrency=settings.ticket_threads,
             queues=[TICKET_QUEUE],
             task_events=True,
             # What workers tell each other through Celery; ours share the job store.

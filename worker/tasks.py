@@ -48,6 +48,8 @@ Value = TypeVar("Value")
 class Painter(Watched, Protocol):
     """The engine as a ticket's thread sees it."""
 
+    def favoured_models(self) -> frozenset[str]: ...
+
     def paint(self, painting: Painting) -> Sequence[NDArray[np.uint8]]: ...
 
     def paint_each(self, painting: Painting) -> Generator[tuple[int, NDArray[np.uint8]]]: ...
@@ -93,7 +95,7 @@ def work_off_ticket(workshop: Workshop) -> str:
         workshop.clerk.owe_ticket()
         return "no job claimed: this worker stops"
     try:
-        job = workshop.jobs.claim_next(worker=workshop.name, resident_models=workshop.engine.resident_models())
+        job = workshop.jobs.claim_next(worker=workshop.name, resident_models=workshop.engine.favoured_models())
     except StorageUnavailable as error:
         log.warning("claim_failed", error=str(error))
         return "no job claimed: Redis does not answer"
@@ -267,6 +269,8 @@ def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uin
         "strength": job.strength,
         "scheduler": job.scheduler,
         "model": job.model,
+        **({"loras": {use.id: use.strength for use in job.loras}} if job.loras else {}),
+        **({"vae": job.vae} if job.vae else {}),
         "size": f"{width}x{height}",
         "software": SOFTWARE,
     }

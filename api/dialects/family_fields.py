@@ -27,6 +27,7 @@ from api.fields import (
 from api.styles import STYLES
 from storage.addons import MAX_LORA_STRENGTH, MIN_LORA_STRENGTH
 from storage.job import MAX_SEED, SafetyAction
+from storage.schedulers import SCHEDULERS, stand_ins_text
 
 MIN_SIZE = 64
 MAX_SIZE = 1024
@@ -103,15 +104,25 @@ class InpaintBody(KeyBody):
         Field(description="Null or -1: random, see meta.seed. Picture k uses seed + k, modulo 2^32."),
     ] = None
     scheduler: Annotated[
-        str | None, WireName(), Field(description="A class name of diffusers. Default: the model's.")
+        str | None,
+        WireName(),
+        Field(
+            description=f"A class name of diffusers: one of {', '.join(SCHEDULERS)}; or of those that cannot inpaint, "
+            f"painted by the nearest that can, which meta.scheduler names: {stand_ins_text()}. Default: the model's."
+        ),
     ] = None
     use_karras_sigmas: Annotated[
-        bool | None, WireFlag(), Field(description="Ignored where the scheduler has none.")
+        bool | None,
+        WireFlag(),
+        Field(description="For the schedulers that have them; meta.ignored names it elsewhere."),
     ] = None
     algorithm_type: Annotated[
         str | None,
         WireName(),
-        Field(description="dpmsolver++ or sde-dpmsolver++, for the DPM solvers; ignored elsewhere."),
+        Field(
+            description="none, dpmsolver++ (also written dpmsolver+++) or sde-dpmsolver++, for the DPM solvers; "
+            "meta.ignored names it elsewhere."
+        ),
     ] = None
     base64: Annotated[bool, WireFlag(), Field(description="Links to base64 text files instead of PNGs.")] = False
     temp: Annotated[bool, WireFlag(), Field(description="The result is deleted after 24 hours.")] = False

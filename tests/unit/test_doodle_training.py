@@ -184,7 +184,7 @@ def test_a_start_from_other_weights_keeps_what_the_words_meant(tokenizer: Path) 
     for word in ("red", "circle", "background"):
         assert torch.equal(rows[new[f"{word}</w>"]], were[old[f"{word}</w>"]])
     hidden = painter.text_encoder.eval()(tokenize(painter.tokenizer, ["a red circle"]))[0]
-    expected = before.encoder(before.tokens("a red circle").input_ids)[0]
+    expected = before.encoder(tokenize(before.tokenizer, ["a red circle"]))[0]
     torch.testing.assert_close(hidden, expected)
 
 
