@@ -186,7 +186,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
         pictures = (inputs.picture for _ in range(job.num_images))
     else:
         evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
-        pictures = _repainted(workshop, claim, inputs, frame, notes)
+        pictures = _repainted(workshop, claim, inputs, frame, notes, prompt=job.prompt.strip() or entry.empty_prompt)
     images: list[ResultImage] = []
     with closing(pictures):
         for picture in pictures:
@@ -200,7 +200,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
 
 
 def _repainted(
-    workshop: Workshop, claim: Claim, inputs: Inputs, frame: Frame, notes: dict[str, Any]
+    workshop: Workshop, claim: Claim, inputs: Inputs, frame: Frame, notes: dict[str, Any], *, prompt: str
 ) -> Generator[NDArray[np.uint8]]:
     """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched.
 
@@ -210,7 +210,7 @@ def _repainted(
     painting = Painting(
         job_id=job.job_id,
         model=job.model,
-        prompt=job.prompt,
+        prompt=prompt,
         negative_prompt=job.negative_prompt,
         picture=frame.picture_for_model(inputs.picture),
         mask=frame.mask_for_model(inputs.mask),
