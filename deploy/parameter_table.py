@@ -295,12 +295,10 @@ def cell(parameter: Parameter, column: str, model: str) -> str:
 
 def _of_bodies(parameter: Parameter, ask: Callable[[Any], Asked], name: str, values: Sequence[Any], model: str) -> str:
     beside: Mapping[str, Any] = _filled(dict(parameter.beside), model)
-    filled = [_filled(value, model) for value in values]
-    if all(ask({**beside, name: each}).job is None for each in filled):
+    if ask(beside).job is None:
         beside = {}
-    # Some need each other.
-    without = {} if ask(beside).job is None else beside
-    return outcome(ask, without, [Wish({**beside, name: each}, each) for each in filled], name, parameter.reads)
+    filled = [_filled(value, model) for value in values]
+    return outcome(ask, beside, [Wish({**beside, name: each}, each) for each in filled], name, parameter.reads)
 
 
 def _stability_cell(parameter: Parameter, model: str) -> str:
