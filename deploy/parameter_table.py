@@ -22,6 +22,7 @@ from deploy.parameter_probes import (
     LENIENT_SCHEDULER,
     NO_EFFECT,
     OTHER_PICTURE,
+    PICTURE,
     SCHEDULER,
     VARIANTS,
     Asked,
@@ -145,7 +146,15 @@ def _prompting() -> list[Parameter]:
         Parameter("enhance_prompt", FLAG),
         Parameter("enhance_style", ("photographic", "anime"), {"enhance_prompt": "yes"}, stability={"extras": _style}),
         Parameter("clip_skip", ("2", "1")),
-        Parameter("embeddings_model", ("embedding-{family}",), {"prompt": "a cat, embedding-{family}"}),
+        Parameter("enhance_style", ("unheard-of",), label="`enhance_style` of another name"),
+        Parameter(
+            "embeddings_model",
+            ("embedding-{family}",),
+            {"negative_prompt": "{family}"},
+            fal="embeddings",
+            fal_values=([{"path": "embedding-{family}"}],),
+        ),
+        Parameter("embeddings_model", ("embedding-{family}",), label="`embeddings_model` without its word"),
     ]
 
 
@@ -183,7 +192,7 @@ def _painting() -> list[Parameter]:
 def _scheduling() -> list[Parameter]:
     schedulers = [
         Parameter("scheduler", (each,), reads="scheduler", label=f"`scheduler` {each}")
-        for each in sorted(KNOWN_SCHEDULERS - {SCHEDULER})
+        for each in sorted(set(KNOWN_SCHEDULERS) - {SCHEDULER})
     ]
     samplers = [
         Parameter(
@@ -223,9 +232,17 @@ def _adding() -> list[Parameter]:
         ),
         Parameter("lora_strength", ("0.5",), {"lora_model": "lora-{family}"}),
         Parameter("vae", ("vae-{family}",)),
-        Parameter("ip_adapter_id", ("ip-adapter-{family}",), but("ip_adapter_id")),
-        Parameter("ip_adapter_image", (OTHER_PICTURE,), but("ip_adapter_image")),
+        Parameter(
+            "ip_adapter_id",
+            ("ip-adapter-{family}",),
+            but("ip_adapter_id"),
+            fal="ip_adapter",
+            fal_values=([{"path": "ip-adapter-{family}", "ip_adapter_image_url": OTHER_PICTURE, "scale": 0.5}],),
+        ),
+        Parameter("ip_adapter_image", (OTHER_PICTURE,), {**adapter, "ip_adapter_image": PICTURE}),
         Parameter("ip_adapter_scale", (0.25,), but("ip_adapter_scale")),
+        Parameter("ip_adapter_image", (OTHER_PICTURE,), label="`ip_adapter_image` without `ip_adapter_id`"),
+        Parameter("ip_adapter_scale", (0.25,), label="`ip_adapter_scale` without `ip_adapter_id`"),
         Parameter("safety_checker", FLAG, fal="enable_safety_checker", fal_values=(True,)),
         Parameter("safetychecker", FLAG),
         Parameter("safety_checker_type", tuple(SafetyAction), {"safety_checker": "yes"}),
@@ -264,10 +281,12 @@ def cell(parameter: Parameter, column: str, model: str) -> str:
 
 def _of_bodies(parameter: Parameter, ask: Callable[[Any], Asked], name: str, values: Sequence[Any], model: str) -> str:
     beside: Mapping[str, Any] = _filled(dict(parameter.beside), model)
-    if ask(beside).job is None:
-        beside = {}
     filled = [_filled(value, model) for value in values]
-    return outcome(ask, beside, [Wish({**beside, name: each}, each) for each in filled], name, parameter.reads)
+    if all(ask({**beside, name: each}).job is None for each in filled):
+        beside = {}
+    # Some need each other.
+    without = {} if ask(beside).job is None else beside
+    return outcome(ask, without, [Wish({**beside, name: each}, each) for each in filled], name, parameter.reads)
 
 
 def _stability_cell(parameter: Parameter, model: str) -> str:

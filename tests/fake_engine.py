@@ -72,6 +72,9 @@ class FakeEngine:
     def resident_models(self) -> frozenset[str]:
         return frozenset({"doodle"})
 
+    def favoured_models(self) -> frozenset[str]:
+        return self.resident_models()
+
     def paint(self, painting: Painting) -> list[NDArray[np.uint8]]:
         return [picture for _, picture in self.paint_each(painting)]
 

@@ -211,6 +211,10 @@ class Engine:
     def resident_models(self) -> frozenset[str]:
         return self._models.names()
 
+    def favoured_models(self) -> frozenset[str]:
+        """See ResidentModels.favoured."""
+        return self._models.favoured()
+
     @contextmanager
     def _known(self, run: Run) -> Iterator[None]:
         with self._changed:

@@ -48,6 +48,8 @@ Value = TypeVar("Value")
 class Painter(Watched, Protocol):
     """The engine as a ticket's thread sees it."""
 
+    def favoured_models(self) -> frozenset[str]: ...
+
     def paint(self, painting: Painting) -> Sequence[NDArray[np.uint8]]: ...
 
     def paint_each(self, painting: Painting) -> Generator[tuple[int, NDArray[np.uint8]]]: ...
@@ -93,7 +95,7 @@ def work_off_ticket(workshop: Workshop) -> str:
         workshop.clerk.owe_ticket()
         return "no job claimed: this worker stops"
     try:
-        job = workshop.jobs.claim_next(worker=workshop.name, resident_models=workshop.engine.resident_models())
+        job = workshop.jobs.claim_next(worker=workshop.name, resident_models=workshop.engine.favoured_models())
     except StorageUnavailable as error:
         log.warning("claim_failed", error=str(error))
         return "no job claimed: Redis does not answer"
@@ -184,7 +186,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
         pictures = (inputs.picture for _ in range(job.num_images))
     else:
         evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
-        pictures = _repainted(workshop, claim, inputs, frame, notes)
+        pictures = _repainted(workshop, claim, inputs, frame, notes, prompt=job.prompt.strip() or entry.empty_prompt)
     images: list[ResultImage] = []
     with closing(pictures):
         for picture in pictures:
@@ -198,7 +200,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
 
 
 def _repainted(
-    workshop: Workshop, claim: Claim, inputs: Inputs, frame: Frame, notes: dict[str, Any]
+    workshop: Workshop, claim: Claim, inputs: Inputs, frame: Frame, notes: dict[str, Any], *, prompt: str
 ) -> Generator[NDArray[np.uint8]]:
     """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched.
 
@@ -208,7 +210,7 @@ def _repainted(
     painting = Painting(
         job_id=job.job_id,
         model=job.model,
-        prompt=job.prompt,
+        prompt=prompt,
         negative_prompt=job.negative_prompt,
         picture=frame.picture_for_model(inputs.picture),
         mask=frame.mask_for_model(inputs.mask),
@@ -267,6 +269,8 @@ def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uin
         "strength": job.strength,
         "scheduler": job.scheduler,
         "model": job.model,
+        **({"loras": {use.id: use.strength for use in job.loras}} if job.loras else {}),
+        **({"vae": job.vae} if job.vae else {}),
         "size": f"{width}x{height}",
         "software": SOFTWARE,
     }

@@ -12,9 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.errors import Problem
 from api.fields import (
-    NO_WORDS,
     WireFlag,
     WireInteger,
     WireName,
@@ -29,6 +27,7 @@ from api.fields import (
 from api.styles import STYLES
 from storage.addons import MAX_LORA_STRENGTH, MIN_LORA_STRENGTH
 from storage.job import MAX_SEED, SafetyAction
+from storage.schedulers import SCHEDULERS, stand_ins_text
 
 MIN_SIZE = 64
 MAX_SIZE = 1024
@@ -105,15 +104,25 @@ class InpaintBody(KeyBody):
         Field(description="Null or -1: random, see meta.seed. Picture k uses seed + k, modulo 2^32."),
     ] = None
     scheduler: Annotated[
-        str | None, WireName(), Field(description="A class name of diffusers. Default: the model's.")
+        str | None,
+        WireName(),
+        Field(
+            description=f"A class name of diffusers: one of {', '.join(SCHEDULERS)}; or of those that cannot inpaint, "
+            f"painted by the nearest that can, which meta.scheduler names: {stand_ins_text()}. Default: the model's."
+        ),
     ] = None
     use_karras_sigmas: Annotated[
-        bool | None, WireFlag(), Field(description="Ignored where the scheduler has none.")
+        bool | None,
+        WireFlag(),
+        Field(description="For the schedulers that have them; meta.ignored names it elsewhere."),
     ] = None
     algorithm_type: Annotated[
         str | None,
         WireName(),
-        Field(description="dpmsolver++ or sde-dpmsolver++, for the DPM solvers; ignored elsewhere."),
+        Field(
+            description="none, dpmsolver++ (also written dpmsolver+++) or sde-dpmsolver++, for the DPM solvers; "
+            "meta.ignored names it elsewhere."
+        ),
     ] = None
     base64: Annotated[bool, WireFlag(), Field(description="Links to base64 text files instead of PNGs.")] = False
     temp: Annotated[bool, WireFlag(), Field(description="The result is deleted after 24 hours.")] = False
@@ -211,7 +220,6 @@ class LegacyBody(InpaintBody):
 
 class Fate(StrEnum):
     HONOURED = "honoured"
-    REFUSED = "refused"
     IGNORED = "ignored"
 
 
@@ -222,7 +230,6 @@ class FieldFate:
     note: str
 
 
-REFUSED: dict[str, str] = {}
 _NOT_HERE = "Belongs to other endpoints of these APIs."
 IGNORED = {
     "upscale": _NOT_HERE,
@@ -244,20 +251,10 @@ IGNORED = {
 
 FIELDS: tuple[FieldFate, ...] = (
     *(FieldFate(name, Fate.HONOURED, info.description or "") for name, info in InpaintBody.model_fields.items()),
-    *(FieldFate(name, Fate.REFUSED, note) for name, note in REFUSED.items()),
     *(FieldFate(name, Fate.IGNORED, note) for name, note in IGNORED.items()),
 )
-
-
-def refused_fields(body: Mapping[str, Any]) -> list[Problem]:
-    """Those in the body that ask for what is not there; "no" and the like ask for nothing."""
-    return [Problem(name, "not_supported") for name in REFUSED if name in body and not _asks_for_nothing(body[name])]
 
 
 def ignored_fields(body: Mapping[str, Any]) -> list[str]:
     """Those that were given a value and have no effect."""
     return [name for name in body if name in IGNORED and not is_blank(body[name])]
-
-
-def _asks_for_nothing(value: Any) -> bool:
-    return is_blank(value) or value in ([], {}, False) or str(value).strip().casefold() in NO_WORDS

@@ -20,16 +20,6 @@ __all__ = ["open_with"]
 
 DOCUMENTED = json.loads((Path(__file__).parents[1] / "documented_requests.json").read_text())
 SEEDS = Path(__file__).parents[3] / "shared" / "seeds"
-# Named by the documents, and not built yet: fields, or pairs of a field and a value. To be emptied: each has to
-# leave once it is built, since a test of it that passes fails.
-PENDING: frozenset[str | tuple[str, Any]] = frozenset(
-    {
-        ("scheduler", "DDIMInverseScheduler"),
-        ("scheduler", "IPNDMScheduler"),
-        ("scheduler", "KarrasVeScheduler"),
-        ("scheduler", "ScoreSdeVeScheduler"),
-    }
-)
 # The mathematics of these cannot inpaint: what is nearest paints, and `meta` may name them.
 MAPPED_SCHEDULERS = {"DDIMInverseScheduler", "IPNDMScheduler", "KarrasVeScheduler", "ScoreSdeVeScheduler"}
 MODELS = """
@@ -56,8 +46,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "use_karras_sigmas": {"scheduler": "UniPCMultistepScheduler"},
     "algorithm_type": {"scheduler": "DPMSolverMultistepScheduler"},
     "lora_strength": {"lora_model": "contrast-fix"},
+    "embeddings_model": {"negative_prompt": "easynegative"},
     "ip_adapter_id": {"ip_adapter_image": FACE},
-    "embeddings_model": {"prompt": "a cat sitting on a bench, easynegative"},
     "ip_adapter_scale": {"ip_adapter_id": "ip-adapter_sd15", "ip_adapter_image": FACE},
     "ip_adapter_image": {"ip_adapter_id": "ip-adapter_sd15"},
 }
@@ -94,21 +84,14 @@ def test_the_example_of_each_document_is_taken_and_nothing_of_it_is_ignored(
     assert (meta["init_image"], meta["mask_image"]) == (example["body"]["init_image"], example["body"]["mask_image"])
 
 
-def cases() -> list[Any]:
-    """Each parameter with all its values; those that are pending one by one."""
-    not_built = pytest.mark.xfail(reason="not built yet: see PENDING", raises=AssertionError)
-    found = []
+def cases() -> Iterator[Any]:
+    """Each parameter with all its values."""
     for path, fields in DOCUMENTED["values"].items():
         for name, values in fields.items():
-            pending = [each for each in values if each is not None and ({name, (name, each)} & PENDING)]
-            done = [each for each in values if each not in pending]
-            where = f"{path.split('/')[-2]}-{name}"
-            found += [pytest.param(path, name, done, id=where)] if done else []
-            found += [pytest.param(path, name, [each], marks=not_built, id=f"{where}-{each}") for each in pending]
-    return found
+            yield pytest.param(path, name, values, id=f"{path.split('/')[-2]}-{name}")
 
 
-@pytest.mark.parametrize(("path", "name", "values"), cases())
+@pytest.mark.parametrize(("path", "name", "values"), list(cases()))
 def test_every_parameter_that_the_documents_name_is_taken_with_every_value_and_not_ignored(
     front_end: FrontEnd, path: str, name: str, values: list[Any]
 ) -> None:
@@ -121,12 +104,6 @@ def test_every_parameter_that_the_documents_name_is_taken_with_every_value_and_n
             del asked["use_karras_sigmas"]  # not every scheduler has them
         ignored = post(front_end, path, asked)["ignored"]
         assert [each for each in ignored if value not in MAPPED_SCHEDULERS or each != "scheduler"] == []
-
-
-def test_what_is_pending_is_named_by_the_documents() -> None:
-    named = {name for fields in DOCUMENTED["values"].values() for name in fields}
-    values = {(name, value) for fields in DOCUMENTED["values"].values() for name in fields for value in fields[name]}
-    assert named | values >= PENDING
 
 
 # -- fal --------------------------------------------------------------------------------------------

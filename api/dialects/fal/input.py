@@ -26,7 +26,7 @@ from api.safety import NoSafetyChecker, granted
 from storage.addons import MAX_EMBEDDINGS, MAX_LORAS
 from storage.job import MAX_SEED, Failure, InpaintJob, Priority, SafetyAction
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
-from storage.schedulers import SCHEDULERS
+from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, STAND_INS, known_scheduler, stand_ins_text
 
 MAX_STEPS = 150
 INVALID = "invalid_request"
@@ -79,7 +79,8 @@ class InpaintInput(BaseModel):
     )
     scheduler: Text | None = Field(
         default=None,
-        description=f"An extra of this service: one of {', '.join(SCHEDULERS)}. Absent: the model's own.",
+        description=f"An extra of this service: one of {', '.join(SCHEDULERS)}; or of those that cannot inpaint, "
+        f"painted by the nearest that can: {stand_ins_text()}. Absent: the model's own.",
     )
     enable_safety_checker: bool | None = Field(
         default=None,
@@ -209,9 +210,9 @@ def _no_model(name: str) -> str:
 def _scheduler(name: str | None, rows: list[dict[str, Any]]) -> str | None:
     if not name:
         return None
-    known = {each.casefold(): each for each in SCHEDULERS}.get(name.casefold())
+    known = known_scheduler(name)
     if known is None:
-        choices = ", ".join(f"'{each}'" for each in SCHEDULERS)
+        choices = ", ".join(f"'{each}'" for each in KNOWN_SCHEDULERS)
         rows.append(row(["body", "scheduler"], "enum", f"Input should be {choices}", name))
     return known
 
@@ -227,6 +228,7 @@ def _safety(asked: InpaintInput, circumstances: Circumstances, rows: list[dict[s
 
 def _job(asked: InpaintInput, entry: ModelEntry, scheduler: str | None, circumstances: Circumstances) -> InpaintJob:
     steps = entry.num_inference_steps if asked.num_inference_steps is None else asked.num_inference_steps
+    stand_in = STAND_INS.get(scheduler or "")
     return InpaintJob(
         **_frame(circumstances),
         model=entry.id,
@@ -238,7 +240,8 @@ def _job(asked: InpaintInput, entry: ModelEntry, scheduler: str | None, circumst
         guidance_scale=entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         strength=1.0 if asked.strength is None else asked.strength,
         seed=circumstances.random_seed() if asked.seed is None else asked.seed,
-        scheduler=scheduler or entry.scheduler,
+        scheduler=stand_in.scheduler if stand_in else scheduler or entry.scheduler,
+        use_karras_sigmas=bool(stand_in and stand_in.use_karras_sigmas),
     )
 
 

@@ -111,12 +111,10 @@ PROBLEMS: Mapping[str, tuple[str, str]] = {
     "too_small": ("greater_than_equal", "Input should be greater than or equal to {low}"),
     "too_long": ("string_too_long", "String should have at most {high} characters"),
     "not_a_choice": ("enum", "Input should be one of {choices}"),
-    "unusable_choice": ("feature_not_supported", "{value} cannot be used because {reason}; use one of {choices}"),
     "unknown_addon": ("value_error", "There is no {value} here"),
     "other_family": ("value_error", "{value} is not for the model {model}"),
     "wrong_count": ("value_error", "Input should be one number, or {expected}"),
     "too_many": ("too_long", "Input should name at most {high}"),
-    "not_supported": ("feature_not_supported", "This input is not supported"),
     "no_safety_checker": ("feature_not_supported", "This service has no safety checker"),
 }
 
