@@ -17,6 +17,7 @@ from api.dialects.stability.proto import generation_pb2 as wire
 from api.dialects.stability.samplers import TWINS
 from api.styles import STYLES
 from deploy.parameter_probes import (
+    ADDON_FAMILIES,
     FAMILIES,
     IGNORED,
     LENIENT_SCHEDULER,
@@ -243,11 +244,24 @@ def _adding() -> list[Parameter]:
         Parameter("ip_adapter_scale", (0.25,), but("ip_adapter_scale")),
         Parameter("ip_adapter_image", (OTHER_PICTURE,), label="`ip_adapter_image` without `ip_adapter_id`"),
         Parameter("ip_adapter_scale", (0.25,), label="`ip_adapter_scale` without `ip_adapter_id`"),
+        *_made_for_one_family(but("ip_adapter_id")),
         Parameter("safety_checker", FLAG, fal="enable_safety_checker", fal_values=(True,)),
         Parameter("safetychecker", FLAG),
         Parameter("safety_checker_type", tuple(SafetyAction), {"safety_checker": "yes"}),
         Parameter("safety_checker_type", ("blur",), label="`safety_checker_type` without `safety_checker`"),
     ]
+
+
+def _made_for_one_family(beside_adapter: Mapping[str, Any]) -> Iterator[Parameter]:
+    """What the families differ in: an add-on goes onto a model of its own."""
+    for family in ADDON_FAMILIES:
+        scaled = [{"path": f"lora-{family}", "scale": 0.5}]
+        label = f"made for {family}"
+        yield Parameter(
+            "lora_model", (f"lora-{family}",), fal="loras", fal_values=(scaled,), label=f"`lora_model` {label}"
+        )
+        yield Parameter("vae", (f"vae-{family}",), label=f"`vae` {label}")
+        yield Parameter("ip_adapter_id", (f"ip-adapter-{family}",), beside_adapter, label=f"`ip_adapter_id` {label}")
 
 
 def _delivering() -> list[Parameter]:
@@ -281,12 +295,10 @@ def cell(parameter: Parameter, column: str, model: str) -> str:
 
 def _of_bodies(parameter: Parameter, ask: Callable[[Any], Asked], name: str, values: Sequence[Any], model: str) -> str:
     beside: Mapping[str, Any] = _filled(dict(parameter.beside), model)
-    filled = [_filled(value, model) for value in values]
-    if all(ask({**beside, name: each}).job is None for each in filled):
+    if ask(beside).job is None:
         beside = {}
-    # Some need each other.
-    without = {} if ask(beside).job is None else beside
-    return outcome(ask, without, [Wish({**beside, name: each}, each) for each in filled], name, parameter.reads)
+    filled = [_filled(value, model) for value in values]
+    return outcome(ask, beside, [Wish({**beside, name: each}, each) for each in filled], name, parameter.reads)
 
 
 def _stability_cell(parameter: Parameter, model: str) -> str:
