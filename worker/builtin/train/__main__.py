@@ -40,6 +40,7 @@ CHANGEABLE: dict[str, Callable[[str], Any]] = {
     "learning_rate": float,
     "narrow_share": float,
     "large_share": float,
+    "cool_down_share": float,
 }
 console = Console()
 

@@ -48,7 +48,7 @@ class Recipe:
     """Trained without their caption, so that guidance has something to start from."""
     outside_weight: float = 0.3
     """Of the loss where nothing is repainted."""
-    average_decay: float = 0.99
+    average_decay: float = 0.98
     average_every_steps: int = 4
 
 
