@@ -32,10 +32,13 @@ class Folder:
 
 @dataclass(frozen=True)
 class SingleFile:
-    """One .safetensors checkpoint, and a folder in diffusers' layout that holds its configuration."""
+    """One .safetensors checkpoint.
+
+    `config`: a folder in diffusers' layout, for a configuration that is not that of the published models.
+    """
 
     path: Path
-    config: Path
+    config: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class ModelEntry:
     scheduler: str
     prompt_suffix: str
     negative_prompt: str
+    prediction_type: str | None = None
+    """What the UNet predicts, where its files do not say it right."""
     empty_prompt: str = ""
     """What the model is told where a job has no prompt."""
 
@@ -118,16 +123,15 @@ class _Entry(BaseModel):
     scheduler: str = "DDIMScheduler"
     prompt_suffix: str = ""
     negative_prompt: str = ""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
     empty_prompt: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> _Entry:
         if sum(place is not None for place in (self.folder, self.file, self.hub)) != 1:
             raise ValueError("give exactly one of folder, file and hub")
-        if (self.file is None) != (self.config is None):
-            raise ValueError("file and config (a folder with the model's configuration) come together")
-        if self.file is not None and self.family != "sd":
-            raise ValueError("a single file must be of family sd; other families come as folders")
+        if self.config is not None and self.file is None:
+            raise ValueError("config (a folder with the model's configuration) is for a file; a folder has its own")
         if self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}")
         if self.min_size > self.max_size:
@@ -220,6 +224,7 @@ def _entries(file: _File, base: Path, settings: StorageSettings) -> dict[str, Mo
             scheduler=entry.scheduler,
             prompt_suffix=entry.prompt_suffix,
             negative_prompt=entry.negative_prompt,
+            prediction_type=entry.prediction_type,
             empty_prompt=entry.empty_prompt,
         )
         for model_id, entry in file.models.items()
@@ -229,8 +234,8 @@ def _entries(file: _File, base: Path, settings: StorageSettings) -> dict[str, Mo
 def _source(model_id: str, entry: _Entry, base: Path, settings: StorageSettings) -> Folder | SingleFile | Hub:
     if entry.hub is not None:
         return Hub(repo_id=entry.hub, revision=entry.revision, path=settings.models_dir / model_id)
-    if entry.file is not None and entry.config is not None:
-        return SingleFile(path=base / entry.file, config=base / entry.config)
+    if entry.file is not None:
+        return SingleFile(path=base / entry.file, config=None if entry.config is None else base / entry.config)
     if entry.folder is not None:
         return Folder(path=base / entry.folder)
     raise AssertionError("_Entry has checked that there is one")

@@ -19,8 +19,8 @@ from worker.devices import is_out_of_memory
 from worker.errors import AddonUnavailable, OutOfMemory
 from worker.ip_adapter_files import BadIpAdapter, load_image_encoder, load_weights
 from worker.ip_adapters import Looker, fit_looker
-from worker.loading import LoadedModel
-from worker.lora_files import BadLora, read_lora
+from worker.loading import LoadedModel, quieten_libraries
+from worker.lora_files import BadLora, import_reader, read_lora
 from worker.loras import FittedLora, join_loras
 from worker.models import Load
 from worker.sample import Painting
@@ -51,6 +51,9 @@ class Adapters:
         self._addons = addons
         self._loading = loading or threading.Lock()
         self.shelf = Shelf(capacity_bytes)
+        quieten_libraries()
+        for lora in addons.loras:
+            import_reader(lora.family)
 
     @contextmanager
     def fitted(self, model: LoadedModel, painting: Painting, check: Check) -> Iterator[LoadedModel]:

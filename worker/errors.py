@@ -53,6 +53,12 @@ class ModelUnavailable(JobFailed):
     code = "model_unavailable"
 
 
+class SafetyCheckerUnavailable(JobFailed):
+    """The job wants its pictures checked, and the safety checker cannot be loaded."""
+
+    code = "safety_checker_unavailable"
+
+
 class AddonUnavailable(JobFailed):
     """What the job puts onto the model (a LoRA, a VAE, an IP-adapter) or into its words cannot be used."""
 

@@ -22,8 +22,8 @@ def unknown_words(entry: ModelEntry, texts: Iterable[str]) -> list[str]:
     None for a model without a list: large ones have seen every word.
     """
     root = entry.source.config if isinstance(entry.source, SingleFile) else entry.source.path
-    file = root / WORDS_FILE
-    if not file.is_file():
+    file = None if root is None else root / WORDS_FILE
+    if file is None or not file.is_file():
         return []
     known = _read_words(file)
     said = dict.fromkeys(word for text in texts for word in _WORD.findall(text.lower()))

@@ -29,6 +29,7 @@ from worker.ip_adapters import find_look
 from worker.known_words import unknown_words
 from worker.masks import feather, is_empty, paste_weight
 from worker.png import encode_png
+from worker.safety import Safety
 from worker.sample import Painting
 from worker.settings import WorkerSettings
 
@@ -47,9 +48,13 @@ Value = TypeVar("Value")
 class Painter(Watched, Protocol):
     """The engine as a ticket's thread sees it."""
 
+    def favoured_models(self) -> frozenset[str]: ...
+
     def paint(self, painting: Painting) -> Sequence[NDArray[np.uint8]]: ...
 
     def paint_each(self, painting: Painting) -> Generator[tuple[int, NDArray[np.uint8]]]: ...
+
+    def aside(self, action: Callable[[], Value]) -> Value: ...
 
 
 class LeaseLost(Exception):
@@ -67,6 +72,7 @@ class Workshop:
     sources: Sources
     catalog: ModelCatalog
     engine: Painter
+    safety: Safety
     clerk: Clerk
     settings: WorkerSettings
     max_attempts: int
@@ -89,7 +95,7 @@ def work_off_ticket(workshop: Workshop) -> str:
         workshop.clerk.owe_ticket()
         return "no job claimed: this worker stops"
     try:
-        job = workshop.jobs.claim_next(worker=workshop.name, resident_models=workshop.engine.resident_models())
+        job = workshop.jobs.claim_next(worker=workshop.name, resident_models=workshop.engine.favoured_models())
     except StorageUnavailable as error:
         log.warning("claim_failed", error=str(error))
         return "no job claimed: Redis does not answer"
@@ -163,6 +169,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
         raise StartTimedOut
     inputs = _patiently(workshop, claim, lambda: open_inputs(job, workshop.sources, deadline=claim.deadline))
     _check(claim)
+    workshop.safety.prepare(job.safety_checker)
     entry = workshop.catalog.find(job.model)
     if entry is None:
         raise ModelUnavailable(f"There is no model {job.model} here any more.")
@@ -183,11 +190,13 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
     images: list[ResultImage] = []
     with closing(pictures):
         for picture in pictures:
-            images.append(_store(workshop, claim, len(images), picture))
+            shown, found = workshop.safety.checked(picture, job.safety_checker)
+            images.append(_store(workshop, claim, len(images), shown, nsfw=found))
             if len(images) < job.num_images:
                 _publish(workshop, claim, images)
     notes |= {"unet_evaluations": evaluations * job.num_images, "seconds": round(claim.seconds, 3)}
-    return job.succeeded(tuple(images), at=claim.now, num_steps=evaluations, notes=notes)
+    nsfw = any(image.nsfw for image in images)
+    return job.succeeded(tuple(images), at=claim.now, num_steps=evaluations, nsfw=nsfw, notes=notes)
 
 
 def _repainted(
@@ -248,7 +257,7 @@ def _publish(workshop: Workshop, claim: Claim, images: list[ResultImage]) -> Non
         log.warning("picture_not_published", **claim.job.log_context())
 
 
-def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uint8]) -> ResultImage:
+def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uint8], *, nsfw: bool) -> ResultImage:
     job, seed = claim.job, claim.job.seed_of(index)
     height, width = picture.shape[:2]
     parameters = {
@@ -260,13 +269,15 @@ def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uin
         "strength": job.strength,
         "scheduler": job.scheduler,
         "model": job.model,
+        **({"loras": {use.id: use.strength for use in job.loras}} if job.loras else {}),
+        **({"vae": job.vae} if job.vae else {}),
         "size": f"{width}x{height}",
         "software": SOFTWARE,
     }
     png, key = encode_png(picture, parameters), f"results/{job.job_id}/{job.fence}/{index}.png"
     claim.stored_keys.append(key)
     _patiently(workshop, claim, lambda: workshop.images.put(key, png, PNG_CONTENT_TYPE))
-    return ResultImage(key=key, seed=seed, width=width, height=height, size_bytes=len(png))
+    return ResultImage(key=key, seed=seed, width=width, height=height, size_bytes=len(png), nsfw=nsfw)
 
 
 def _check(claim: Claim) -> None:

@@ -198,3 +198,12 @@ def test_several_texts_are_one_encoding_their_mean_by_weight(prompts: PromptEnco
     assert torch.allclose(mixed, 0.75 * cat + 0.25 * dog)
     assert torch.equal(mixed, mean(("a red cat", 0.75), ("a dog", 0.25)))
     assert torch.allclose(mean(("a dog", -0.3), ("a dog", -2.0)), dog)
+
+
+@torch.inference_mode()
+def test_texts_of_several_lengths_and_with_brackets_have_one_mean(prompts: PromptEncoder) -> None:
+    short, long = "a (cat:1.5)", "a red dog " * 40
+    mixed = prompts.encode_mean([WeightedPrompt(short, 1.0), WeightedPrompt(long, 3.0)]).hidden
+    assert mixed.shape[1] == 2 * 77
+    lengthened = torch.cat([prompts.encode(short).hidden, prompts.encode("").hidden], dim=1)
+    assert torch.allclose(mixed, 0.25 * lengthened + 0.75 * prompts.encode(long).hidden, atol=1e-6)

@@ -45,6 +45,7 @@ FAILURE_WORDS: Mapping[str, tuple[grpc.StatusCode, str]] = {
     "not_an_image": (Code.INVALID_ARGUMENT, "{field} is not a picture that can be read."),
     "image_too_large": (Code.INVALID_ARGUMENT, "{field} has too many pixels."),
     "model_unavailable": (Code.FAILED_PRECONDITION, "The engine cannot be loaded."),
+    "safety_checker_unavailable": (Code.FAILED_PRECONDITION, "The safety checker cannot be loaded."),
     "addon_unavailable": (Code.FAILED_PRECONDITION, "{field} cannot be used with this engine."),
     "prompt_too_long": (Code.INVALID_ARGUMENT, "{field} has too many words."),
     "out_of_memory": (Code.FAILED_PRECONDITION, "Not enough memory for this picture: try a smaller one."),
