@@ -39,6 +39,7 @@ CHANGEABLE: dict[str, Callable[[str], Any]] = {
     "batch": int,
     "learning_rate": float,
     "narrow_share": float,
+    "large_size": int,
     "large_share": float,
     "cool_down_share": float,
 }
