@@ -453,6 +453,37 @@ def test_a_job_may_leave_while_another_loads_and_a_failed_load_is_tried_again() 
         assert thing == Thing(3)
 
 
+def test_a_job_that_leaves_while_it_loads_takes_none_of_those_with_it_who_wait_for_the_same() -> None:
+    shelf, entered, may_leave = Shelf(100), threading.Event(), threading.Event()
+    asked = [threading.Event() for _ in range(2)]
+
+    def load_and_leave() -> Thing:
+        entered.set()
+        assert may_leave.wait(WAIT_SECONDS)
+        raise Cancelled
+
+    def take(has_asked: threading.Event) -> Thing:
+        # Asked for the first time when it waits already.
+        with shelf.hold("a", lambda: Thing(3), has_asked.set) as thing:
+            taken: Thing = thing
+            return taken
+
+    def leave() -> None:
+        with shelf.hold("a", load_and_leave, unhurried):
+            pytest.fail("nothing to hold")
+
+    with ThreadPoolExecutor(3) as threads:
+        leaving = threads.submit(leave)
+        assert entered.wait(WAIT_SECONDS)
+        others = [threads.submit(take, each) for each in asked]
+        assert all(each.wait(WAIT_SECONDS) for each in asked)
+        may_leave.set()
+        with pytest.raises(Cancelled):
+            leaving.result(WAIT_SECONDS)
+        assert [other.result(WAIT_SECONDS) for other in others] == [Thing(3)] * 2
+    assert shelf.loads == 1
+
+
 def test_reading_a_lora_does_not_hold_the_painting_of_others_up(
     model: LoadedModel, folder: Path, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
