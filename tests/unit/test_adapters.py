@@ -213,6 +213,34 @@ def with_unreadable_alphas(path: Path, lora: Path) -> Path:
     return path
 
 
+def noting(**notes: object) -> Callable[[Path, Path], Path]:
+    def make(path: Path, lora: Path) -> Path:
+        named = {f"unet.{key}": value for key, value in notes.items()}
+        save_file(load_file(lora), path, metadata={"lora_adapter_metadata": json.dumps(named)})
+        return path
+
+    make.__name__ = f"noting_{','.join(notes)}_{str(notes)[-20:]}"
+    return make
+
+
+def with_deep_notes(path: Path, lora: Path) -> Path:
+    save_file(load_file(lora), path, metadata={"lora_adapter_metadata": "[" * 100_000})
+    return path
+
+
+def without_rank(path: Path, lora: Path) -> Path:
+    empty = {
+        name: (tensor[:0] if "lora_A" in name else tensor[:, :0]).clone() for name, tensor in load_file(lora).items()
+    }
+    save_file(empty, path)
+    return path
+
+
+def of_no_numbers(path: Path, lora: Path) -> Path:
+    save_file({name: tensor * float("nan") for name, tensor in load_file(lora).items()}, path)
+    return path
+
+
 BAD_LORAS = {
     pickled: "is a pickle",
     pickled_under_another_name: "no whole safetensors file",
@@ -225,6 +253,13 @@ BAD_LORAS = {
     of_integers: "a kind that is not supported",
     of_another_method: "is a DoRA",
     with_unreadable_alphas: "alphas cannot be read",
+    noting(alpha_pattern={r"(([a-z]|_|[0-9]|\.)+)+!": 1}): "alphas cannot be read",  # of hours of work
+    noting(alpha_pattern=[1]): "alphas cannot be read",
+    noting(lora_alpha=10**400): "alphas cannot be read",
+    noting(lora_alpha=float("nan")): "alphas cannot be read",
+    without_rank: "alphas cannot be read",
+    with_deep_notes: "no whole safetensors file",
+    of_no_numbers: "no numbers",
 }
 
 
