@@ -70,7 +70,8 @@ def _pieces(fragments: Sequence[Fragment], inversions: Sequence[Inversion]) -> I
     """Words and inversions, with their weights."""
     named = {each.token.casefold(): each for each in inversions}
     # The longest first: one's token may be the beginning of another's.
-    triggers = "|".join(_whole_word(token) for token in sorted(named, key=len, reverse=True))
+    tokens = sorted((each.token for each in inversions), key=len, reverse=True)
+    triggers = "|".join(_whole_word(token) for token in tokens)
     pattern = re.compile(f"({triggers})", re.IGNORECASE) if triggers else None
     for fragment in fragments:
         for part in pattern.split(fragment.text) if pattern else [fragment.text]:

@@ -14,8 +14,10 @@ from storage.job import WeightedPrompt
 from tests.painting import LIBRARY_WARNINGS, load_on_cpu, load_stock
 from tests.tiny_models import make_tiny_model, tiny_entry
 from worker.errors import PromptTooLong
+from worker.inversions import Inversion
 from worker.prompts import PromptEncoder, Reading
-from worker.windows import MAX_WINDOWS
+from worker.weighting import Fragment
+from worker.windows import MAX_WINDOWS, make_windows
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -104,6 +106,13 @@ def test_brackets_that_weigh_nothing_leave_a_plain_prompt(prompts: PromptEncoder
     plain = text.replace("\\", "").replace("()", "").replace("[]", "")
     ids = prompts.towers[0].tokenizer(plain, padding="max_length", return_tensors="pt").input_ids
     assert torch.equal(prompts.encode(text).hidden, prompts.towers[0].encoder(ids)[0])
+
+
+@pytest.mark.parametrize(("token", "said"), [("Straße", "straße"), ("ﬁsh", "ﬁsh"), ("<CAT>", "<cat>")])
+def test_a_word_is_found_as_its_letters_are_whatever_their_case(prompts: PromptEncoder, token: str, said: str) -> None:
+    inversion = Inversion(token, (torch.zeros(1, 4),))
+    [window] = make_windows([Fragment(f"a {said} here")], prompts.towers[0].tokenizer, 77, [inversion])
+    assert list(window.vectors) == [2]
 
 
 @torch.inference_mode()
