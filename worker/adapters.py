@@ -15,8 +15,8 @@ import structlog
 from storage.addons import Addons, IpAdapter, find_addon
 from storage.job import LoraUse
 from storage.model_catalog import ModelEntry
-from worker.devices import is_out_of_memory
-from worker.errors import AddonUnavailable, OutOfMemory
+from worker.devices import is_fatal, is_out_of_memory
+from worker.errors import AddonUnavailable, JobFailed, OutOfMemory, WorkerUnfit
 from worker.ip_adapter_files import BadIpAdapter, load_image_encoder, load_weights
 from worker.ip_adapters import Looker, fit_looker
 from worker.loading import LoadedModel, quieten_libraries
@@ -86,10 +86,8 @@ class Adapters:
         read = functools.partial(
             read_lora, addon.path, unet_config, family=addon.family, device=model.device, dtype=model.dtype
         )
-        try:
+        with _blaming("LoRA", use.id, model):
             return model.lora_host.fit(use, self._take(key, read, held, check))
-        except BadLora as reason:
-            raise _unavailable("LoRA", use.id, model, str(reason)) from reason
 
     def _vae(self, model: LoadedModel, name: str, held: ExitStack, check: Check) -> LoadedVae:
         addon = find_addon(self._addons.vaes, name)
@@ -97,10 +95,8 @@ class Adapters:
             raise _unavailable("VAE", name, model, "it is not in the models file any more")
 
         load = self._alone(functools.partial(load_vae, addon.path, device=model.device, dtype=model.dtype), check)
-        try:
+        with _blaming("VAE", name, model):
             loaded: LoadedVae = self._take(("vae", addon.id), load, held, check)
-        except BadVae as reason:
-            raise _unavailable("VAE", name, model, str(reason)) from reason
         if loaded.latent_factor != model.latent_factor:
             raise _unavailable("VAE", name, model, "its latents are of another size than the model's")
         return loaded
@@ -110,13 +106,11 @@ class Adapters:
             here = functools.partial(load, path, device=model.device, dtype=model.dtype)
             return self._take((kind, path), self._alone(here, check), held, check)
 
-        try:
+        with _blaming("IP-adapter", adapter.id, model):
             weights = take("ip_adapter", adapter.path, load_weights)
             # Several adapters share one.
             encoder = take("image_encoder", adapter.image_encoder, load_image_encoder)
             return fit_looker(adapter, weights, encoder, model.cross_attentions)
-        except BadIpAdapter as reason:
-            raise _unavailable("IP-adapter", adapter.id, model, str(reason)) from reason
 
     def _alone(self, load: Callable[[], Sized], check: Check) -> Callable[[], Sized]:
         """The same, while nothing else is loaded."""
@@ -132,12 +126,25 @@ class Adapters:
         return hold_and_load
 
     def _take(self, key: Hashable, load: Callable[[], Sized], held: ExitStack, check: Check) -> Any:
-        try:
-            return held.enter_context(self.shelf.hold(key, load, check))
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise OutOfMemory from error
+        return held.enter_context(self.shelf.hold(key, load, check))
+
+
+@contextmanager
+def _blaming(kind: str, name: str, model: LoadedModel) -> Iterator[None]:
+    """What goes wrong here is the fault of the files, unless the job leaves or the device fails."""
+    try:
+        yield
+    except (BadLora, BadVae, BadIpAdapter) as reason:
+        raise _unavailable(kind, name, model, str(reason)) from reason
+    except (JobFailed, WorkerUnfit):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory from error
+        if is_fatal(error):
             raise
+        log.warning("addon_broke", kind=kind, addon=name, exc_info=True)
+        raise _unavailable(kind, name, model, "its files cannot be read") from error
 
 
 def _unavailable(kind: str, name: str, model: LoadedModel, reason: str) -> AddonUnavailable:

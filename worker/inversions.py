@@ -119,7 +119,7 @@ def _read(path: Path, token: str, _size: int, _time: int) -> Inversion:
     vectors = tuple(tensors[key][None] if tensors[key].ndim == 1 else tensors[key] for key in keys)
     if any(each.ndim != VECTOR_DIMENSIONS or not each.is_floating_point() for each in vectors):
         raise BadInversion("its tensors are no vectors")
-    if not all(torch.isfinite(each).all() for each in vectors):
+    if not all(torch.isfinite(each.float()).all() for each in vectors):
         raise BadInversion("its vectors are not finite")
     if not all(1 <= len(each) <= MAX_VECTORS for each in vectors):
         raise BadInversion(f"it has more than {MAX_VECTORS} vectors, or none")

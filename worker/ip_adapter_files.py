@@ -69,10 +69,15 @@ def load_weights(path: Path, *, device: torch.device, dtype: torch.dtype) -> IpA
         # A method in name only: it looks at nothing but the tensors. It knows every trainer's names for them.
         convert = UNet2DConditionLoadersMixin._convert_ip_adapter_image_proj_to_diffusers
         projection = convert(None, projection_state, low_cpu_mem_usage=False)
-    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        norm = projection.norm_out if sees_patches else projection.norm
+        width = projection.proj_in.in_features if sees_patches else projection.image_embeds.in_features
+    except (RuntimeError, KeyError, IndexError, ValueError, AttributeError) as error:
         raise BadIpAdapter("its projection is not that of its kind") from error
+    if any(each.key.shape[1:] != norm.normalized_shape for each in layers):
+        raise BadIpAdapter("its projection and its attention layers do not belong together")
+    if not all(torch.isfinite(each.float()).all() for each in tensors.values()):
+        raise BadIpAdapter("its weights are no numbers")
     projection.to(device, dtype).eval().requires_grad_(False)
-    width = projection.proj_in.in_features if sees_patches else projection.image_embeds.in_features
     return IpAdapterWeights(
         projection=projection,
         layers=tuple(IpLayer(each.key.to(device, dtype), each.value.to(device, dtype)) for each in layers),

@@ -58,6 +58,8 @@ def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Loade
         raise BadVae("its weights do not fit its configuration") from error
     if any(report.get(problem) for problem in ("missing_keys", "mismatched_keys", "error_msgs")):
         raise BadVae("its weights do not fit its configuration")
+    if not all(torch.isfinite(weight).all() for weight in vae.parameters()):
+        raise BadVae("its weights are no numbers")
     vae.to(device, vae_dtype(vae, dtype)).eval().requires_grad_(False)
     if device.type == "cuda":
         vae.to(memory_format=torch.channels_last)

@@ -241,6 +241,7 @@ def _without(tensors: dict[str, torch.Tensor], word: str) -> dict[str, torch.Ten
     "fault",
     [
         *("another-family", "a-layer-less", "a-key-less", "no-projection", "half-a-projection", "another-kind"),
+        *("two-adapters-in-one", "no-numbers"),
         *("cut-short", "a-pickle", "missing", "no-encoder", "encoder-of-another-width", "encoder-without-weights"),
     ],
 )
@@ -257,6 +258,13 @@ def test_a_bad_ip_adapter_fails_its_job_alone(
         "a-key-less": lambda: _without(tensors, ".1.to_k"),
         "no-projection": lambda: _without(tensors, "image_proj"),
         "half-a-projection": lambda: _without(tensors, "image_proj.norm"),
+        "two-adapters-in-one": lambda: (
+            _without(tensors, "image_proj")
+            | _without(
+                adapter_tensors(plus=False, token_width=2 * TEXT_WIDTH, inner_widths=inner_widths["sd"]), "ip_adapter"
+            )
+        ),
+        "no-numbers": lambda: {name: each * float("nan") for name, each in tensors.items()},
         "another-kind": lambda: _without(tensors, "image_proj") | {"image_proj.proj.3.weight": torch.zeros(2, 2)},
     }
     adapter = write_adapter(tmp_path / "bad.safetensors", encoder, changed.get(fault, lambda: tensors)())
