@@ -82,12 +82,16 @@ def _find(name: str) -> ModelEntry:
 
 
 def _origin(entry: ModelEntry) -> str:
+    if not entry.has_weights:
+        return "built in, no weights"
     if isinstance(entry.source, Hub):
         return f"hub: {entry.source.repo_id}"
     return "single file" if isinstance(entry.source, SingleFile) else "folder"
 
 
 def _presence(entry: ModelEntry) -> str:
+    if not entry.has_weights:
+        return "yes"
     try:
         return f"{find_files(entry.source).size_bytes / MEBIBYTE:.0f} MiB"
     except BadModelFiles as reason:

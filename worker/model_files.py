@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.model_catalog import Folder, Hub, SingleFile
+from storage.model_catalog import Folder, Hub, NoWeights, SingleFile, Source
 
 WEIGHT_PARTS = {
     "sd": ("unet", "vae", "text_encoder"),
@@ -56,8 +56,10 @@ class ModelFiles:
         return sum(path.stat().st_size for path in self.weights)
 
 
-def find_files(source: Folder | SingleFile | Hub) -> ModelFiles:
+def find_files(source: Source) -> ModelFiles:
     """The files of a model. Raises BadModelFiles when one is missing, is a pickle or is no safetensors file."""
+    if isinstance(source, NoWeights):
+        raise BadModelFiles("it has no weights")
     files = _find_single(source) if isinstance(source, SingleFile) else _find_folder(source)
     for path in files.weights:
         _read_header(path)

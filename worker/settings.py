@@ -73,6 +73,10 @@ class WorkerSettings(EnvironmentSettings):
         "store while others are painted and that a batch fills up; each one waits in memory with its pictures, "
         "and a crash puts all of them back into the queue.",
     )
+    removal_processes: PositiveInt = Field(
+        default=2,
+        description="Jobs of the model `remove` done at once, each in a process of its own on one core; others wait.",
+    )
     worker_name: str | None = Field(default=None, description="Unset: host name and process id.")
     clerk_interval_seconds: PositiveFloat = Field(
         default=0.1,

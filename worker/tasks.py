@@ -18,7 +18,7 @@ from storage.image_store import ImageStore
 from storage.job import Failure, InpaintJob, JobStatus, ResultImage
 from storage.job_queue import TICKET_TASK, JobQueue
 from storage.job_store import JobStore
-from storage.model_catalog import ModelCatalog
+from storage.model_catalog import ModelCatalog, ModelEntry
 from storage.schedulers import num_evaluations
 from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, StartTimedOut, TimedOut, WorkerUnfit
@@ -171,7 +171,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
         pictures = (inputs.picture for _ in range(job.num_images))
     else:
         evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
-        pictures = _repainted(workshop, claim, inputs, worked_size)
+        pictures = _repainted(workshop, claim, inputs, entry, worked_size)
     images: list[ResultImage] = []
     with closing(pictures):
         for picture in pictures:
@@ -183,7 +183,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
 
 
 def _repainted(
-    workshop: Workshop, claim: Claim, inputs: Inputs, worked_size: tuple[int, int]
+    workshop: Workshop, claim: Claim, inputs: Inputs, entry: ModelEntry, worked_size: tuple[int, int]
 ) -> Generator[NDArray[np.uint8]]:
     """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched."""
     job = claim.job
@@ -208,7 +208,9 @@ def _repainted(
         deadline=claim.deadline,
     )
     # Before the engine's part: nothing that can be done by then is left for when the client waits.
-    soft_mask = feather(paste_weight(inputs.mask), workshop.settings.feather_pixels)
+    # What continues the picture exactly needs no edge in which the old one shines through.
+    feather_pixels = workshop.settings.feather_pixels if entry.has_weights else 0
+    soft_mask = feather(paste_weight(inputs.mask), feather_pixels)
     with closing(_in_order(workshop.engine.paint_each(painting))) as painted:
         for picture in painted:
             _check(claim)
