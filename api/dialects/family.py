@@ -15,12 +15,20 @@ from api.addresses import picture_links
 from api.dialects import family_addons
 from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields, refused_fields
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
-from api.fields import read_fields
+from api.fields import is_blank, read_fields
+from api.weightless import needs_prompt, settled
 from storage.job import Failure, InpaintJob, JobStatus
 from storage.model_catalog import ModelCatalog, ModelEntry
 from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, SOLVERS, UNUSABLE_SCHEDULERS
 
 SHOWN_CHARS = 100
+LEFT_OUT = "-"
+NO_EFFECT_WITHOUT_WEIGHTS = frozenset(
+    {
+        *("prompt", "negative_prompt", "enhance_prompt", "num_inference_steps", "steps", "guidance_scale"),
+        *("strength", "scheduler", "use_karras_sigmas", "algorithm_type"),
+    }
+)
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
 PROCESSING_TIP = "The image is being made: get it from fetch_result, or wait for your webhook."
@@ -60,7 +68,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
 
     Raises InvalidFields with every problem found, and UnknownModel.
     """
-    asked = _read(body, variant.body, circumstances.max_prompt_chars)
+    asked = _read(body, variant.body, circumstances)
     entry = _model(asked.model_id, circumstances.catalog)
     scheduler = _scheduler(asked.scheduler, entry)
     has_karras = SCHEDULERS[scheduler].honours_karras
@@ -77,8 +85,11 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     if algorithm_type is not None and algorithm_type not in SCHEDULERS[scheduler].algorithm_types:
         ignored.append("algorithm_type")
         algorithm_type = None
+    if not entry.has_weights:
+        given = (name for name in body if name in NO_EFFECT_WITHOUT_WEIGHTS and not is_blank(body[name]))
+        ignored += [name for name in given if name not in ignored]
     guidance_scale = entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
-    return InpaintJob(
+    job = InpaintJob(
         job_id=circumstances.new_id(),
         image_id=circumstances.new_id(),
         key_id=circumstances.key_id,
@@ -114,10 +125,16 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         },
         submitted_at=circumstances.now,
     )
+    return settled(job, entry)
 
 
-def _read(body: Mapping[str, Any], model: type[InpaintBody], max_prompt_chars: int) -> InpaintBody:
-    asked, problems = read_fields(model, body)
+def _read(body: Mapping[str, Any], model: type[InpaintBody], circumstances: Circumstances) -> InpaintBody:
+    max_prompt_chars = circumstances.max_prompt_chars
+    if is_blank(body.get("prompt")) and not needs_prompt(_named(body.get("model_id"), circumstances.catalog)):
+        asked, problems = read_fields(model, {**body, "prompt": LEFT_OUT})
+        asked = asked and asked.model_copy(update={"prompt": ""})
+    else:
+        asked, problems = read_fields(model, body)
     problems += refused_fields(body)
     if asked is not None:
         texts = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt}
@@ -129,6 +146,13 @@ def _read(body: Mapping[str, Any], model: type[InpaintBody], max_prompt_chars: i
     if asked is None or problems:
         raise InvalidFields(problems)
     return asked
+
+
+def _named(name: Any, catalog: ModelCatalog) -> ModelEntry | None:
+    """The model of a body that is not read yet."""
+    if is_blank(name):
+        return catalog.default
+    return catalog.find(name.strip()) if isinstance(name, str) else None
 
 
 def _model(name: str | None, catalog: ModelCatalog) -> ModelEntry:

@@ -87,6 +87,7 @@ FAILURE_WORDS = {
     "image_too_large": "The {field} has too many pixels.",
     "model_unavailable": "Model could not be loaded; its operator finds out why with: inpaintd models check",
     "addon_unavailable": "The {field} cannot be used with this model; the worker's log says why",
+    "nothing_to_continue": "The {field} covers the whole picture: there is nothing to continue.",
     "out_of_memory": "Not enough memory for this image, try a smaller one",
     "timed_out": "Failed, the image took too long",
     "start_timed_out": "Failed, nobody started on the image in time",

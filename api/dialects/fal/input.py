@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.dialects.fal.addons import LoraInput, Text, lora_uses, vae_id
 from api.dialects.fal.words import row
+from api.weightless import needs_prompt, settled
 from storage.addons import MAX_LORAS
 from storage.job import MAX_SEED, Failure, InpaintJob, Priority
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
@@ -109,7 +110,7 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
         body = json.loads(raw) if raw.strip() else {}
     except (ValueError, RecursionError):
         body, rows = None, [row(["body"], "json_invalid", "JSON decode error")]
-    asked = None if rows else _read(body, rows)
+    asked = None if rows else _read(_with_prompt(body, circumstances.catalog), rows)
     if asked is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
     rows += _too_long(asked, circumstances.max_prompt_chars)
@@ -121,12 +122,19 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
     vae = vae_id(asked.vae, entry, circumstances.catalog.addons, rows)
     if rows or entry is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
-    return dataclasses.replace(_job(asked, entry, scheduler, circumstances), loras=loras, vae=vae)
+    return dataclasses.replace(settled(_job(asked, entry, scheduler, circumstances), entry), loras=loras, vae=vae)
 
 
 def failed_from_start(job: InpaintJob, rows: list[dict[str, Any]], *, at: float) -> InpaintJob:
     failure = Failure(code=INVALID, message="The input cannot be used.", detail={"rows": rows})
     return job.failed(failure, at=at)
+
+
+def _with_prompt(body: Any, catalog: ModelCatalog) -> Any:
+    """The body with an empty prompt where it has none and its model needs none."""
+    if not isinstance(body, dict) or body.get("prompt") is not None or not isinstance(body.get("model_name"), str):
+        return body
+    return body if needs_prompt(_find_model(body["model_name"].strip(), catalog)) else {**body, "prompt": ""}
 
 
 def _read(body: Any, rows: list[dict[str, Any]]) -> InpaintInput | None:

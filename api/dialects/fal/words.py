@@ -57,6 +57,7 @@ FAILURES: Mapping[str, InputFault | Breakdown] = {
     "timed_out": InputFault("generation_timeout", "The image took too long", status=HTTPStatus.GATEWAY_TIMEOUT),
     "model_unavailable": Breakdown(500, "The model could not be loaded", "runner_server_error"),
     "addon_unavailable": InputFault("value_error", "What {field} names cannot be used with this model", "loras"),
+    "nothing_to_continue": InputFault("value_error", "The mask at {field} covers the whole image", "mask_url"),
     "out_of_memory": Breakdown(500, "Not enough memory for this image, try a smaller one", "runner_server_error"),
     "start_timed_out": Breakdown(504, "Request timed out", "request_timeout"),
     "cancelled": Breakdown(CLIENT_CLOSED_REQUEST, "Request was cancelled", "client_cancelled"),

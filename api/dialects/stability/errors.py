@@ -46,6 +46,7 @@ FAILURE_WORDS: Mapping[str, tuple[grpc.StatusCode, str]] = {
     "image_too_large": (Code.INVALID_ARGUMENT, "{field} has too many pixels."),
     "model_unavailable": (Code.FAILED_PRECONDITION, "The engine cannot be loaded."),
     "addon_unavailable": (Code.FAILED_PRECONDITION, "{field} cannot be used with this engine."),
+    "nothing_to_continue": (Code.INVALID_ARGUMENT, "{field} covers the whole picture."),
     "out_of_memory": (Code.FAILED_PRECONDITION, "Not enough memory for this picture: try a smaller one."),
     "timed_out": (Code.DEADLINE_EXCEEDED, "The picture took too long."),
     "start_timed_out": (Code.DEADLINE_EXCEEDED, "The request did not start in time."),
