@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,10 @@ TRIES = 4
 TRY_ROUNDS = 6
 LATER_ROUNDS = 4
 # How many of the best choices a finer cell takes over from the one it lies in, and from each of the three next to it.
-INHERITED = ((12, 4), (6, 2), (3, 1))
-INHERITED_LATER = (1, 1)
+INHERITED = ((12, 4), (5, 2), (2, 1))
+INHERITED_BY_FINEST = (1, 1)
+FINEST = 2
+"""Cells of this size and below only move the seams."""
 VARIED_SIZE = 4
 """At this size of cells, the offsets beside the best one are tried too."""
 
@@ -34,27 +37,31 @@ class Ranking:
 
     cells: Cells
     codes: Whole
+    cost: float = 0.0
 
 
 def arrange(
-    scene: Scene, offsets: Whole, size: int, rng: np.random.Generator, check: Callable[[], None]
-) -> tuple[Whole, Flags]:
-    """For each pixel of the hole, in the order of np.nonzero: its offset (n, 2), and whether it has any (n,).
+    scene: Scene, alternatives: Sequence[Whole], size: int, rng: np.random.Generator, check: Callable[[], None]
+) -> Whole:
+    """For each pixel of the hole, in the order of np.nonzero, its offset (n, 2); (0, 0) where none is possible.
 
-    `offsets` (k, 2): the choices of the first cells, which are of `size` (a power of two).
+    `alternatives`: sets of offsets (k, 2), the choices of the first cells, which are of `size` (a power of
+    two). The set that leads to the cheapest seams is taken.
     """
     cells = cut(scene.hole, size)
-    codes = np.broadcast_to(encode(offsets), (len(cells), len(offsets)))
-    ranking = _solve(scene, cells, codes, check, rng=rng)
+    rankings = []
+    for offsets in alternatives:
+        codes = np.broadcast_to(encode(offsets), (len(cells), len(offsets)))
+        rankings.append(_solve(scene, cells, codes, check, rng=rng))
+    ranking = min(rankings, key=lambda each: (np.count_nonzero(each.codes[:, 0] == NOTHING), each.cost))
     plan = iter(INHERITED)
     while size > 1:
         size //= 2
-        own, beside = next(plan, INHERITED_LATER)
+        own, beside = INHERITED_BY_FINEST if size <= FINEST else next(plan, INHERITED[-1])
         cells = cut(scene.hole, size)
         codes = _inherit(ranking, cells, own=own, beside=beside, varied=size == VARIED_SIZE)
         ranking = _solve(scene, cells, _with_nearest(scene, cells, codes), check)
-    chosen = ranking.codes[:, 0]
-    return decode(chosen), chosen != NOTHING
+    return decode(ranking.codes[:, 0])
 
 
 def encode(offsets: Whole) -> Whole:
@@ -127,7 +134,7 @@ def _solve(
     belief[np.arange(len(which)), answer.choice] = -np.inf
     order = np.argsort(belief, axis=1, kind="stable")
     ranked[which] = np.take_along_axis(np.where(valid, codes, NOTHING)[which], order, axis=1)
-    return Ranking(cells=cells, codes=ranked)
+    return Ranking(cells=cells, codes=ranked, cost=answer.cost)
 
 
 def _best_of_tries(
@@ -161,8 +168,8 @@ def _best_of_tries(
     for _ in range(TRIES):
         taste = rng.exponential(np.full(unary.shape[1], TASTE * SEAM_COST * size)).astype(np.float32)[kept]
         answer = propagate(few + taste, few_links, parity, rounds=TRY_ROUNDS, check=check)
-        answers.append((total_cost(few, few_links, answer.choice), answer))
-    best = min(answers, key=lambda each: each[0])[1]
+        answers.append(dataclasses.replace(answer, cost=total_cost(few, few_links, answer.choice)))
+    best = min(answers, key=lambda each: each.cost)
     belief = np.full_like(unary, IMPOSSIBLE)
     np.put_along_axis(belief, kept, best.belief, axis=1)
     return Labelling(choice=kept[np.arange(len(kept)), best.choice], cost=best.cost, belief=belief)

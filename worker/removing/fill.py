@@ -20,6 +20,7 @@ from worker.removing.scene import Flags, Floats, Scene, Whole, cut, look_up, squ
 from worker.removing.smoothing import smooth_over
 
 STAGES = 4
+ALTERNATIVES = 2
 MAX_CELLS = 900
 MAX_COSTS = 3_500_000
 MIN_OFFSETS, MAX_OFFSETS = 48, 160
@@ -68,10 +69,10 @@ def fill(
 
     cells = cut(scene.hole, size)
     wanted = int(np.clip(math.sqrt(MAX_COSTS / len(cells)), MIN_OFFSETS, MAX_OFFSETS))
-    offsets = find_offsets(scene, cells, wanted, rng, check)
+    alternatives = [find_offsets(scene, cells, wanted, rng, check) for _ in range(ALTERNATIVES)]
     stage = 1
     check()
-    offset, _ = arrange(scene, offsets, size, rng, check)
+    offset = arrange(scene, alternatives, size, rng, check)
     stage = 2
     check()
     correction = correct(scene, offset, check)

@@ -10,8 +10,8 @@ import numpy as np
 from worker.removing.scene import Cells, Flags, Floats, Scene, Whole, look_up
 
 SATURATION = 5.0
-MISSING = 1.5
-"""What it costs to have nothing to compare a known pixel with: somewhat more than another piece of one texture."""
+MISSING = 3.5
+"""What it costs to have nothing to compare a known pixel with: cheap, it would draw pieces from the hole's own rim."""
 SAMPLES_PER_SIDE = 4
 RIM_REACH = 4
 SHARE_OF_MEAN = 0.4
