@@ -110,8 +110,10 @@ class Removals:
         try:
             with self._lock:
                 process = self._idle.pop() if self._idle else None
-            if process is None or not process.is_alive:
-                process = _Process()
+            if process is not None and not process.is_alive:
+                process.end()
+                process = None
+            process = process or _Process()
             try:
                 yield process
             except BaseException:
