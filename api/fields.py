@@ -145,6 +145,14 @@ class WireName(WireText):
 
 
 @dataclass(frozen=True)
+class WireWish(WireName):
+    """A name of something that may be wanted. A word for "no" asks for nothing."""
+
+    def is_blank(self, value: Any) -> bool:
+        return _asks_for_nothing(value) or super().is_blank(value)
+
+
+@dataclass(frozen=True)
 class WireTag(Wire):
     """The client's own mark, given back as it came: text or a number."""
 
@@ -222,7 +230,7 @@ class WireNames(Wire):
         return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
     def is_blank(self, value: Any) -> bool:
-        return is_blank(value) or value in ([], {}, False) or str(value).strip().casefold() in NO_WORDS
+        return _asks_for_nothing(value)
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,10 @@ class WireNumbers(Wire):
 
     def is_blank(self, value: Any) -> bool:
         return is_blank(value) or value == []
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    return is_blank(value) or value in ([], {}, False) or str(value).strip().casefold() in NO_WORDS
 
 
 def _integer(value: Any) -> int:

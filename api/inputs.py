@@ -72,13 +72,21 @@ class Intake:
         """
         init = self._read("init_image", job.init_image)
         mask = self._read("mask_image", job.mask_image)
+        look = self._read("ip_adapter_image", job.ip_adapter.image) if job.ip_adapter else None
         if job.webhook_url is not None:
             self._check("webhook", job.webhook_url)
         stored: list[str] = []
         settled = [each if isinstance(each, Reference) else self.store(each, stored) for each in (init, mask)]
         wire = {**job.wire, "init_image": settled[0].shown, "mask_image": settled[1].shown}
         job = dataclasses.replace(job, init_image=settled[0].reference, mask_image=settled[1].reference, wire=wire)
-        return job, stored
+        if job.ip_adapter is None or look is None:
+            return job, stored
+        shown = look if isinstance(look, Reference) else self.store(look, stored)
+        return dataclasses.replace(
+            job,
+            ip_adapter=dataclasses.replace(job.ip_adapter, image=shown.reference),
+            wire={**job.wire, "ip_adapter_image": shown.shown},
+        ), stored
 
     def store(self, picture: Inline, stored: list[str]) -> Reference:
         """Put a picture into the image store; its expiry is noted first, so that none is forgotten."""

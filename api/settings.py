@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import NoDecode
@@ -56,6 +56,17 @@ class ApiSettings(EnvironmentSettings):
         default=51, description="Denoising steps of one picture; a larger number asked for is capped to this."
     )
     max_prompt_chars: PositiveInt = Field(default=10_000, description="Characters of a prompt.")
+
+    without_safety_checker: Literal["refuse", "ignore"] = Field(
+        default="refuse",
+        description="What becomes of a request that wants its pictures checked where the models file has no "
+        "[safety_checker]: it is refused, or painted unchecked, with `meta.ignored` saying so.",
+    )
+    stability_safety_checker: bool = Field(
+        default=True,
+        description="Whether pictures for Stability's clients are checked where the models file has a "
+        "[safety_checker]. Their requests have no word for it; the vendor's own service always checks.",
+    )
 
     fal_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -13,6 +13,7 @@ Family = Literal["sd", "sdxl"]
 
 # Of one job. Negative strengths do the opposite; far beyond these no picture is left.
 MAX_LORAS = 8
+MAX_EMBEDDINGS = 8
 MIN_LORA_STRENGTH, MAX_LORA_STRENGTH = -5.0, 5.0
 
 

@@ -96,13 +96,17 @@ class IpAdapterUse:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultImage:
-    """One picture of a job as it lies in the image store; `seed` makes it again alone."""
+    """One picture of a job as it lies in the image store; `seed` makes it again alone.
+
+    `nsfw`: the safety checker has found something, and what lies there is what may be shown instead.
+    """
 
     key: str
     seed: int
     width: int
     height: int
     size_bytes: int
+    nsfw: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -356,6 +356,8 @@ class JobStore(DueTimes, Roster):
 
 def _stored_inputs(job: InpaintJob) -> list[str]:
     references = {job.init_image, job.mask_image}
+    if job.ip_adapter is not None:
+        references.add(job.ip_adapter.image)
     return sorted(each.removeprefix(OBJECT_REFERENCE) for each in references if each.startswith(OBJECT_REFERENCE))
 
 

@@ -32,10 +32,13 @@ class Folder:
 
 @dataclass(frozen=True)
 class SingleFile:
-    """One .safetensors checkpoint, and a folder in diffusers' layout that holds its configuration."""
+    """One .safetensors checkpoint.
+
+    `config`: a folder in diffusers' layout, for a configuration that is not that of the published models.
+    """
 
     path: Path
-    config: Path
+    config: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class ModelEntry:
     scheduler: str
     prompt_suffix: str
     negative_prompt: str
+    prediction_type: str | None = None
+    """What the UNet predicts, where its files do not say it right."""
 
     @property
     def has_weights(self) -> bool:
@@ -132,6 +137,7 @@ class _Entry(BaseModel):
     scheduler: str = "DDIMScheduler"
     prompt_suffix: str = ""
     negative_prompt: str = ""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> _Entry:
@@ -140,10 +146,8 @@ class _Entry(BaseModel):
             raise ValueError("family remove has no weights: no folder, file or hub")
         if self.family != "remove" and places != 1:
             raise ValueError("give exactly one of folder, file and hub")
-        if (self.file is None) != (self.config is None):
-            raise ValueError("file and config (a folder with the model's configuration) come together")
-        if self.file is not None and self.family != "sd":
-            raise ValueError("a single file must be of family sd; other families come as folders")
+        if self.config is not None and self.file is None:
+            raise ValueError("config (a folder with the model's configuration) is for a file; a folder has its own")
         if self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}")
         if self.min_size > self.max_size:
@@ -236,6 +240,7 @@ def _entries(file: _File, base: Path, settings: StorageSettings) -> dict[str, Mo
             scheduler=entry.scheduler,
             prompt_suffix=entry.prompt_suffix,
             negative_prompt=entry.negative_prompt,
+            prediction_type=entry.prediction_type,
         )
         for model_id, entry in file.models.items()
     }
@@ -246,8 +251,8 @@ def _source(model_id: str, entry: _Entry, base: Path, settings: StorageSettings)
         return NoWeights()
     if entry.hub is not None:
         return Hub(repo_id=entry.hub, revision=entry.revision, path=settings.models_dir / model_id)
-    if entry.file is not None and entry.config is not None:
-        return SingleFile(path=base / entry.file, config=base / entry.config)
+    if entry.file is not None:
+        return SingleFile(path=base / entry.file, config=None if entry.config is None else base / entry.config)
     if entry.folder is not None:
         return Folder(path=base / entry.folder)
     raise AssertionError("_Entry has checked that there is one")

@@ -40,15 +40,54 @@ SCHEDULERS: dict[str, SchedulerFacts] = {
     "LCMScheduler": SchedulerFacts(),
 }
 
-# Names of the documented APIs that cannot inpaint, each with the reason: what follows "because".
-UNUSABLE_SCHEDULERS: dict[str, str] = {
-    "DDIMInverseScheduler": "it turns a picture into noise instead of noise into a picture",
-    "IPNDMScheduler": "it cannot add noise to the picture that is to be repainted",
-    "KarrasVeScheduler": "its steps are made for another kind of model",
-    "ScoreSdeVeScheduler": "its steps are made for another kind of model",
+
+@dataclass(frozen=True)
+class StandIn:
+    """The scheduler that paints for one that cannot, with its settings; `reason` follows "because"."""
+
+    scheduler: str
+    reason: str
+    use_karras_sigmas: bool = False
+
+
+# Names of the documented APIs whose mathematics cannot inpaint, each with the nearest that can.
+STAND_INS: dict[str, StandIn] = {
+    "DDIMInverseScheduler": StandIn(
+        "DDIMScheduler", "it walks from the picture to noise; DDIM walks the same way from noise to the picture"
+    ),
+    # Source: diffusers 0.42.1; its timesteps go from 1 to 0, and its coefficients are PNDM's (Adams and Bashforth).
+    "IPNDMScheduler": StandIn(
+        "PNDMScheduler",
+        "its times go from 1 to 0 and these models know 999 to 0; PNDM is the same linear multistep method on theirs",
+    ),
+    # Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", algorithm 2.
+    "KarrasVeScheduler": StandIn(
+        "HeunDiscreteScheduler",
+        "its steps ask for a model trained on noise levels; Heun with Karras sigmas takes the same second-order steps",
+        use_karras_sigmas=True,
+    ),
+    # Source: Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations".
+    "ScoreSdeVeScheduler": StandIn(
+        "EulerAncestralDiscreteScheduler",
+        "its steps ask for a score model; ancestral Euler steps down and adds noise in the same way",
+    ),
 }
 
-KNOWN_SCHEDULERS: frozenset[str] = frozenset(SCHEDULERS) | frozenset(UNUSABLE_SCHEDULERS)
+KNOWN_SCHEDULERS: tuple[str, ...] = (*SCHEDULERS, *STAND_INS)
+
+
+def known_scheduler(name: str) -> str | None:
+    """The name as it is written here, whatever its case; None: there is no such scheduler."""
+    return {each.casefold(): each for each in KNOWN_SCHEDULERS}.get(name.casefold())
+
+
+def stand_ins_text() -> str:
+    """For the docs: who paints for whom, and why."""
+    return "; ".join(
+        f"{name} is painted by {each.scheduler}{' with Karras sigmas' if each.use_karras_sigmas else ''}, "
+        f"because {each.reason}"
+        for name, each in STAND_INS.items()
+    )
 
 
 def num_steps(num_inference_steps: int, strength: float) -> int:

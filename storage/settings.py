@@ -70,7 +70,7 @@ class StorageSettings(EnvironmentSettings):
     )
     max_attempts: PositiveInt = Field(3, description="Workers a job may lose before it fails.")
     model_patience_seconds: PositiveFloat = Field(
-        20.0, description="How long a job may be passed over for jobs whose model is already loaded."
+        20.0, description="How long the job whose turn it is may be passed over for jobs whose model is already loaded."
     )
 
     result_ttl: PositiveFloat = Field(7 * DAY_SECONDS, description="Seconds to keep a result's pictures.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from worker.previews import Preview
 from worker.sample import Painting
 
 STEP_SECONDS = 0.02
+Outcome = TypeVar("Outcome")
 PREVIEW_SIDE = 16
 
 
@@ -70,6 +72,9 @@ class FakeEngine:
     def resident_models(self) -> frozenset[str]:
         return frozenset({"doodle"})
 
+    def favoured_models(self) -> frozenset[str]:
+        return self.resident_models()
+
     def paint(self, painting: Painting) -> list[NDArray[np.uint8]]:
         return [picture for _, picture in self.paint_each(painting)]
 
@@ -88,6 +93,10 @@ class FakeEngine:
         for index, seed in enumerate(painting.seeds):
             yield index, self._picture(painting, seed)
             time.sleep(float(painting.prompt.split()[1]) if painting.prompt.startswith("apart ") else 0.0)
+
+    def aside(self, action: Callable[[], Outcome]) -> Outcome:
+        with self._lock:
+            return action()
 
     def _take_time(self, painting: Painting) -> None:
         if painting.job_id == "warm-up":

@@ -141,8 +141,8 @@ def storage_settings(redis_url: str, folder: Path, **changes: Any) -> StorageSet
     return StorageSettings(**(values | changes))
 
 
-def open_front_end(redis_url: str, folder: Path, **settings: Any) -> FrontEnd:
-    app = create_app(ApiSettings(**settings), storage_settings(redis_url, folder))
+def open_front_end(redis_url: str, folder: Path, *, models_file: Path | None = None, **settings: Any) -> FrontEnd:
+    app = create_app(ApiSettings(**settings), storage_settings(redis_url, folder, models_file=models_file))
     keys = KeyStore(app.extensions[EXTENSION].redis)
     api_key, key = keys.create(name="tests")
     _, other_key = keys.create(name="someone else")

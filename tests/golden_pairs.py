@@ -15,6 +15,7 @@ from typing import Any
 
 from api.dialects.family import Circumstances
 from api.fields import fold
+from storage.addons import Addons
 from storage.job import Failure, InpaintJob, JobStatus, ResultImage
 from storage.model_catalog import Folder, ModelCatalog, ModelEntry
 
@@ -23,7 +24,7 @@ MOMENT = 1_800_000_000.0
 JOB_FACTS = (
     *("dialect", "model", "prompt", "negative_prompt", "width", "height", "num_images", "num_inference_steps"),
     *("guidance_scale", "strength", "seed", "scheduler", "use_karras_sigmas", "webhook_url", "track_id"),
-    *("temporary", "mask_paints", "wire"),
+    *("temporary", "mask_paints", "safety_checker", "wire"),
 )
 
 PHOTO = ModelEntry(
@@ -45,7 +46,7 @@ PHOTO = ModelEntry(
 DRAWN = dataclasses.replace(
     PHOTO, id="drawn", aliases=(), name="Drawn", scheduler="DDIMScheduler", prompt_suffix="", negative_prompt=""
 )
-CATALOG = ModelCatalog(entries=(PHOTO, DRAWN), default=PHOTO)
+CATALOG = ModelCatalog(entries=(PHOTO, DRAWN), default=PHOTO, addons=Addons(safety_checker=Path("checker")))
 
 
 def golden_files() -> list[Path]:

@@ -14,8 +14,10 @@ from torch.nn import Conv2d, Linear, Module
 
 from storage.addons import Addons, Lora, Vae
 from worker.loading import LoadedModel
+from worker.lora_files import PARTS
 
-Format = Literal["diffusers", "old_diffusers", "kohya"]
+# kohya_blocks: as kohya trains XL, whose UNet has numbered blocks there.
+Format = Literal["diffusers", "old_diffusers", "kohya", "kohya_blocks"]
 Tensors = dict[str, torch.Tensor]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -47,9 +49,9 @@ def write_lora(
     chance = torch.Generator("cpu").manual_seed(seed)
     tensors: Tensors = {}
     metadata: dict[str, str] = {}
-    for part, module in _parts(model, unet=unet, texts=texts).items():
+    for part, modules in _parts(model, unet=unet, texts=texts).items():
         spread = SPREAD if part == "unet" else TEXT_SPREAD
-        for name, layer in _layers(part, module, convs=convs, only_attention=file_format == "old_diffusers"):
+        for name, layer in _layers(part, modules, convs=convs, only_attention=file_format == "old_diffusers"):
             pair = _pair(layer, rank, spread, chance)
             tensors |= NAMERS[file_format](len(model.prompts.towers) > 1, part, name, pair, alpha)
     if notes_alpha:
@@ -68,20 +70,20 @@ def _peft_config(part: str, rank: int, alpha: float | None, convs: bool) -> dict
     return {"r": rank, "lora_alpha": alpha or rank, "target_modules": list(targets)}
 
 
-def _parts(model: LoadedModel, *, unet: bool, texts: bool) -> dict[str, Module]:
-    towers = [tower.encoder for tower in model.prompts.towers]
-    named = dict(zip(("text_encoder", "text_encoder_2"), towers, strict=False)) if texts else {}
-    return ({"unet": model.unet} if unet else {}) | named
+def _parts(model: LoadedModel, *, unet: bool, texts: bool) -> dict[str, Mapping[str, Module]]:
+    wanted = (unet, texts, texts)
+    names = [name for name, is_wanted in zip(PARTS, wanted, strict=True) if is_wanted]
+    return {name: model.lora_host.parts[name] for name in names if name in model.lora_host.parts}
 
 
-def _layers(part: str, module: Module, *, convs: bool, only_attention: bool) -> list[tuple[str, Module]]:
+def _layers(part: str, modules: Mapping[str, Module], *, convs: bool, only_attention: bool) -> list[tuple[str, Module]]:
     if part != "unet":
         ends: tuple[str, ...] = TEXT_LAYERS
     elif only_attention:
         ends = tuple(OLD_NAMES)
     else:
         ends = UNET_LAYERS + (CONV_LAYERS if convs else ())
-    found = [(name, each) for name, each in module.named_modules() if name.endswith(ends)]
+    found = [(name, each) for name, each in modules.items() if name.endswith(ends)]
     return [(name, each) for name, each in found if isinstance(each, Linear | Conv2d)]
 
 
@@ -124,10 +126,25 @@ def _name_kohya(is_xl: bool, part: str, name: str, pair: Pair, alpha: float | No
     }
 
 
+def _name_kohya_blocks(is_xl: bool, part: str, name: str, pair: Pair, alpha: float | None) -> Tensors:
+    return _name_kohya(is_xl, part, _numbered(name) if part == "unet" else name, pair, alpha)
+
+
+def _numbered(name: str) -> str:
+    """The attention of a block of a tiny UNet (one layer in each going down) by the original's numbers."""
+    kind, *rest = name.split(".")
+    if kind == "mid_block":
+        return ".".join(["middle_block", "1", *rest[2:]])
+    block, layer = int(rest[0]), int(rest[2])
+    number, side = (2 * block + layer + 1, "input") if kind == "down_blocks" else (2 * block + layer, "output")
+    return ".".join([f"{side}_blocks", str(number), "1", *rest[3:]])
+
+
 NAMERS: Mapping[str, Callable[..., Tensors]] = {
     "diffusers": _name_diffusers,
     "old_diffusers": _name_old_diffusers,
     "kohya": _name_kohya,
+    "kohya_blocks": _name_kohya_blocks,
 }
 
 

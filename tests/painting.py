@@ -77,12 +77,13 @@ def running_engine(
     budget_bytes: int = 2**30,
     turn_seconds: float = 20.0,
     checks_files: bool = True,
+    torch_threads: int = 1,
     **engine_settings: Any,
 ) -> Iterator[Engine]:
     models = (ResidentModels if checks_files else _ModelsWithoutFiles)(
         catalog_of(*entries), load, budget_bytes=budget_bytes, bytes_per_weight=4, turn_seconds=turn_seconds
     )
-    engine = Engine(models, max_batch=max_batch, torch_threads=1, **engine_settings)
+    engine = Engine(models, max_batch=max_batch, torch_threads=torch_threads, **engine_settings)
     engine.start()
     try:
         yield engine
@@ -113,9 +114,17 @@ def load_stock(folder: Path) -> Any:
 
 
 def paint_stock(
-    pipeline: Any, pristine: Any, painting: Painting, *, on_latents: Callable[[torch.Tensor], None] | None = None
+    pipeline: Any,
+    pristine: Any,
+    painting: Painting,
+    *,
+    on_latents: Callable[[torch.Tensor], None] | None = None,
+    **arguments: Any,
 ) -> NDArray[np.uint8]:
-    """The first picture of a painting by diffusers' own pipeline; `pristine` is its first scheduler config."""
+    """The first picture of a painting by diffusers' own pipeline; `pristine` is its first scheduler config.
+
+    `arguments`: what the call is given beside the painting's, or instead.
+    """
     scheduler_class = getattr(diffusers, painting.scheduler)
     asked: dict[str, Any] = {"use_karras_sigmas": True} if painting.use_karras_sigmas else {}
     if painting.algorithm_type is not None:
@@ -128,9 +137,9 @@ def paint_stock(
         return {}
 
     height, width = painting.mask.shape
+    texts = {"prompt": painting.prompt, "negative_prompt": painting.negative_prompt or None}
     image = pipeline(
-        prompt=painting.prompt,
-        negative_prompt=painting.negative_prompt or None,
+        **(texts | arguments),
         image=Image.fromarray(painting.picture),
         mask_image=Image.fromarray(painting.mask),
         height=height,

@@ -41,8 +41,13 @@ def pixels(png: str) -> NDArray[np.uint8]:
 
 
 def assert_red_in_the_black_part_only(result: NDArray[np.uint8]) -> None:
-    before, black = np.asarray(picture()), np.asarray(mask()) == 0
+    assert_red_only_where(np.asarray(mask()) == 0, result)
+
+
+def assert_red_only_where(repainted: NDArray[np.bool_], result: NDArray[np.uint8]) -> None:
+    """A red circle before white was asked for there, the rest is the picture's."""
+    before = np.asarray(picture())
     assert result.shape == before.shape
-    assert np.array_equal(result[~black], before[~black])
-    red, green, blue = (result[..., channel].astype(int)[black] for channel in range(3))
+    assert np.array_equal(result[~repainted], before[~repainted])
+    red, green, blue = (result[..., channel].astype(int)[repainted] for channel in range(3))
     assert ((red > 150) & (green < 100) & (blue < 100)).mean() > 0.1, "red was asked for"

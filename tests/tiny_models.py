@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +19,12 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from storage.model_catalog import Folder, Hub, ModelCatalog, ModelEntry, SingleFile
+from worker.checkpoints import clip_merges, clip_vocabulary
 from worker.loading import quieten_libraries
 
 WORDS = ("a", "red", "blue", "cat", "dog", "circle", "on", "the", "white", "background")
 TEXT_WIDTH = 32
+WIDE_TEXT_WIDTH = 48
 TIME_WIDTH = 8
 MAX_TOKENS = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -38,17 +41,26 @@ def make_tiny_model(
     channels: int = 9,
     prediction_type: str = "epsilon",
     weight_seed: int = 1,
+    like_2: bool = False,
+    own_words: bool = True,
+    two_widths: bool = False,
     **pipeline_config: bool,
 ) -> Path:
-    """Write a model whose UNet has 9 or 4 input channels (5 MB), unless it is there; returns its folder."""
+    """Write a model whose UNet has 9 or 4 input channels (5 MB), unless it is there; returns its folder.
+
+    `like_2`: built as Stable Diffusion 2 is. Not `own_words`: with the vocabulary of CLIP. `two_widths`: XL's second
+    text encoder is wider than its first, as in the published ones (diffusers tells the two in a checkpoint by it).
+    """
     words = [f"{family}{channels}", prediction_type, str(weight_seed), *map(str, pipeline_config.values())]
+    words += ["like-2"] * like_2 + ["clip"] * (not own_words) + ["two-widths"] * two_widths
     model = folder / "-".join(words)
     if model.is_dir():
         return model
     quieten_libraries()
-    tokenizer = make_tokenizer(folder / "words")
+    tokenizer = make_tokenizer(folder / "words") if own_words else clip_tokenizer()
     torch.manual_seed(weight_seed)
-    make = {"sd": _stable_diffusion, "sdxl": _stable_diffusion_xl}[family]
+    make_xl = functools.partial(_stable_diffusion_xl, second_width=WIDE_TEXT_WIDTH if two_widths else TEXT_WIDTH)
+    make = {"sd": _stable_diffusion_2 if like_2 else _stable_diffusion, "sdxl": make_xl}[family]
     make(tokenizer, channels, _scheduler(prediction_type), pipeline_config).save_pretrained(model)
     config = model / "scheduler" / "scheduler_config.json"
     # As published models have it, whatever scheduler is theirs.
@@ -84,22 +96,39 @@ def _stable_diffusion(
     )
 
 
-def _stable_diffusion_xl(
+def _stable_diffusion_2(
     tokenizer: CLIPTokenizer, channels: int, scheduler: DDIMScheduler, config: Mapping[str, bool]
+) -> StableDiffusionInpaintPipeline:
+    """With linear projections, a number of heads for each level, and its text encoder's activation."""
+    pipeline = _stable_diffusion(tokenizer, channels, scheduler, config)
+    pipeline.register_modules(
+        unet=_unet(channels, use_linear_projection=True, attention_head_dim=(4, 8)),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, hidden_act="gelu")),
+    )
+    return pipeline
+
+
+def _stable_diffusion_xl(
+    tokenizer: CLIPTokenizer,
+    channels: int,
+    scheduler: DDIMScheduler,
+    config: Mapping[str, bool],
+    *,
+    second_width: int,
 ) -> StableDiffusionXLInpaintPipeline:
     return StableDiffusionXLInpaintPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config(tokenizer)),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, width=second_width, hidden_act="gelu")),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=_unet(
             channels,
-            cross_attention_dim=2 * TEXT_WIDTH,
+            cross_attention_dim=TEXT_WIDTH + second_width,
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=TIME_WIDTH,
-            projection_class_embeddings_input_dim=6 * TIME_WIDTH + TEXT_WIDTH,
+            projection_class_embeddings_input_dim=6 * TIME_WIDTH + second_width,
             transformer_layers_per_block=(1, 2),
         ),
         scheduler=scheduler,
@@ -157,12 +186,18 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     )
 
 
-def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's own, from the vocabulary that ships with the worker."""
+    merges = [tuple(merge.split(" ")) for merge in clip_merges()]
+    return CLIPTokenizer(vocab=clip_vocabulary(), merges=merges, model_max_length=MAX_TOKENS)
+
+
+def _text_config(tokenizer: CLIPTokenizer, *, width: int = TEXT_WIDTH, **changes: Any) -> CLIPTextConfig:
     size = len(tokenizer)
     return CLIPTextConfig(
         vocab_size=size,
-        hidden_size=TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
+        hidden_size=width,
+        projection_dim=width,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -170,6 +205,7 @@ def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         bos_token_id=size - 2,
         eos_token_id=size - 1,
         pad_token_id=size - 1,
+        **changes,
     )
 
 
@@ -186,7 +222,7 @@ def _vae() -> AutoencoderKL:
 
 
 def _unet(channels: int, **changes: Any) -> UNet2DConditionModel:
-    config = {"cross_attention_dim": TEXT_WIDTH, **changes}
+    config = {"cross_attention_dim": TEXT_WIDTH, "attention_head_dim": 4, **changes}
     unet = UNet2DConditionModel(
         block_out_channels=(32, 64),
         norm_num_groups=8,
@@ -196,7 +232,6 @@ def _unet(channels: int, **changes: Any) -> UNet2DConditionModel:
         out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,
         **config,
     )
     with torch.no_grad():

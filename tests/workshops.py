@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +24,7 @@ from tests.fake_engine import FakeEngine
 from tests.jobs import a_job
 from worker.clerk import Clerk
 from worker.inputs import Sources
+from worker.safety import Safety
 from worker.settings import WorkerSettings
 from worker.tasks import Workshop
 
@@ -54,6 +56,7 @@ class Scene:
     folder: Path
     lease_seconds: float = LEASE_SECONDS
     worker_options: dict[str, Any] = field(default_factory=dict)
+    safety_checker: Path | None = None
 
     def __post_init__(self) -> None:
         self.storage = StorageSettings(
@@ -102,6 +105,7 @@ class Scene:
             sources=Sources(images=self.images, jobs=self.jobs, door=door, settings=settings),
             catalog=load_catalog(self.storage),
             engine=self.engine,
+            safety=Safety(self.safety_checker, self.engine, lambda: torch.device("cpu")),
             clerk=clerk,
             settings=settings,
             max_attempts=self.storage.max_attempts,

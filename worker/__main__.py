@@ -28,7 +28,9 @@ from storage.model_catalog import BadModelsFile, ModelCatalog, ModelEntry, load_
 from storage.outbound import OutboundDoor
 from storage.previews import PreviewStore
 from storage.settings import StorageSettings, storage_settings
+from worker.celery_consumer import TicketConsumer
 from worker.clerk import Clerk
+from worker.devices import choose_device
 from worker.engine import open_engine
 from worker.errors import JobFailed, WorkerUnfit
 from worker.inputs import Sources
@@ -36,6 +38,7 @@ from worker.masks import KEEP, REPAINT
 from worker.painters import Painters, StartedPainter
 from worker.previewer import Previewed, Previewer
 from worker.removals import Removals
+from worker.safety import Safety
 from worker.sample import Painting
 from worker.settings import WorkerSettings, worker_settings
 from worker.tasks import Painter, Workshop, give_back, register_ticket_task
@@ -178,6 +181,7 @@ def run(engine: EngineProcess, catalog: ModelCatalog, storage: StorageSettings, 
         sources=Sources(images=images, jobs=jobs, door=door, settings=settings),
         catalog=catalog,
         engine=painters,
+        safety=Safety(catalog.addons.safety_checker, engine, lambda: choose_device(settings)),
         clerk=clerk,
         settings=settings,
         max_attempts=storage.max_attempts,
@@ -239,7 +243,7 @@ def consume(app: Celery, name: str, settings: WorkerSettings, clerk: Clerk, clos
     def begin(consumer: Any) -> None:
         closing.consumer = consumer
         clerk.open()
-        log.info("worker_ready", worker=name, threads=settings.worker_threads)
+        log.info("worker_ready", worker=name, threads=settings.ticket_threads)
 
     while True:
         # The bare controller: no banner, no logging of its own, no signal handlers.
@@ -247,7 +251,8 @@ def consume(app: Celery, name: str, settings: WorkerSettings, clerk: Clerk, clos
             app=app,
             hostname=node,
             pool_cls="threads",
-            concurrency=settings.worker_threads,
+            consumer_cls=TicketConsumer,
+            concurrency=settings.ticket_threads,
             queues=[TICKET_QUEUE],
             task_events=True,
             # What workers tell each other through Celery; ours share the job store.

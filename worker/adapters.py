@@ -1,4 +1,4 @@
-"""What a job puts onto its model, LoRAs and another VAE: found, loaded in the job's own thread, fitted, and kept."""
+"""What a job puts onto its model (LoRAs, a VAE, an IP-adapter): found, loaded in the job's thread, fitted, kept."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import structlog
 
-from storage.addons import Addons, find_addon
+from storage.addons import Addons, IpAdapter, find_addon
 from storage.job import LoraUse
 from storage.model_catalog import ModelEntry
 from worker.devices import is_out_of_memory
 from worker.errors import AddonUnavailable, OutOfMemory
-from worker.loading import LoadedModel
-from worker.lora_files import BadLora, read_lora
+from worker.ip_adapter_files import BadIpAdapter, load_image_encoder, load_weights
+from worker.ip_adapters import Looker, fit_looker
+from worker.loading import LoadedModel, quieten_libraries
+from worker.lora_files import BadLora, import_reader, read_lora
 from worker.loras import FittedLora, join_loras
 from worker.models import Load
 from worker.sample import Painting
@@ -27,14 +30,15 @@ from worker.vaes import BadVae, LoadedVae, load_vae
 log = structlog.get_logger(__name__)
 
 # The job's names for where they are asked for.
-FIELDS = {"LoRA": "lora_model", "VAE": "vae"}
+FIELDS = {"LoRA": "lora_model", "VAE": "vae", "IP-adapter": "ip_adapter_id"}
 DEFAULT_CAPACITY_BYTES = 2**28
 
 
 class Adapters:
-    """The LoRAs and VAEs of the models file, those in use and the last ones in memory. Safe to use from many threads.
+    """The LoRAs, VAEs and IP-adapters of the models file, those in use and the last ones in memory.
 
-    `loading` is held while a library builds a VAE: it must not do that beside the loading of a model.
+    Safe to use from many threads. `loading` is held while a library builds something: it must not do that
+    beside the loading of a model.
     """
 
     def __init__(
@@ -47,6 +51,9 @@ class Adapters:
         self._addons = addons
         self._loading = loading or threading.Lock()
         self.shelf = Shelf(capacity_bytes)
+        quieten_libraries()
+        for lora in addons.loras:
+            import_reader(lora.family)
 
     @contextmanager
     def fitted(self, model: LoadedModel, painting: Painting, check: Check) -> Iterator[LoadedModel]:
@@ -56,7 +63,7 @@ class Adapters:
         out, and so is only looked for.
         """
         uses = [use for use in painting.loras if use.strength]
-        if not uses and painting.vae is None:
+        if not uses and painting.vae is None and painting.look is None:
             yield model
             return
         with ExitStack() as held:
@@ -65,6 +72,8 @@ class Adapters:
             if painting.vae is not None:
                 vae = self._vae(model, painting.vae, held, check).vae
                 fitted = dataclasses.replace(fitted, vae=vae, vae_id=painting.vae)
+            if painting.look is not None:
+                fitted = dataclasses.replace(fitted, looker=self._looker(model, painting.look.adapter, held, check))
             yield fitted
 
     def _fit_lora(self, model: LoadedModel, use: LoraUse, held: ExitStack, check: Check) -> FittedLora:
@@ -87,14 +96,7 @@ class Adapters:
         if addon is None:
             raise _unavailable("VAE", name, model, "it is not in the models file any more")
 
-        def load() -> LoadedVae:
-            while not self._loading.acquire(timeout=POLL_SECONDS):
-                check()
-            try:
-                return load_vae(addon.path, device=model.device, dtype=model.dtype)
-            finally:
-                self._loading.release()
-
+        load = self._alone(functools.partial(load_vae, addon.path, device=model.device, dtype=model.dtype), check)
         try:
             loaded: LoadedVae = self._take(("vae", addon.id), load, held, check)
         except BadVae as reason:
@@ -102,6 +104,32 @@ class Adapters:
         if loaded.latent_factor != model.latent_factor:
             raise _unavailable("VAE", name, model, "its latents are of another size than the model's")
         return loaded
+
+    def _looker(self, model: LoadedModel, adapter: IpAdapter, held: ExitStack, check: Check) -> Looker:
+        def take(kind: str, path: Path, load: Callable[..., Sized]) -> Any:
+            here = functools.partial(load, path, device=model.device, dtype=model.dtype)
+            return self._take((kind, path), self._alone(here, check), held, check)
+
+        try:
+            weights = take("ip_adapter", adapter.path, load_weights)
+            # Several adapters share one.
+            encoder = take("image_encoder", adapter.image_encoder, load_image_encoder)
+            return fit_looker(adapter, weights, encoder, model.cross_attentions)
+        except BadIpAdapter as reason:
+            raise _unavailable("IP-adapter", adapter.id, model, str(reason)) from reason
+
+    def _alone(self, load: Callable[[], Sized], check: Check) -> Callable[[], Sized]:
+        """The same, while nothing else is loaded."""
+
+        def hold_and_load() -> Sized:
+            while not self._loading.acquire(timeout=POLL_SECONDS):
+                check()
+            try:
+                return load()
+            finally:
+                self._loading.release()
+
+        return hold_and_load
 
     def _take(self, key: Hashable, load: Callable[[], Sized], held: ExitStack, check: Check) -> Any:
         try:

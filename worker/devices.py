@@ -45,7 +45,7 @@ def model_budget_bytes(settings: WorkerSettings, device: torch.device) -> int:
 
 
 def addon_budget_bytes(settings: WorkerSettings, device: torch.device) -> int:
-    """How much LoRAs and VAEs that no running job uses may take together with those that one does."""
+    """How much LoRAs, VAEs and IP-adapters that no running job uses may take together with those that one does."""
     if settings.addon_memory_bytes is not None:
         return settings.addon_memory_bytes
     return int(model_budget_bytes(settings, device) * ADDON_SHARE)

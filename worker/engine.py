@@ -30,6 +30,7 @@ from worker.devices import (
     is_out_of_memory,
     model_budget_bytes,
 )
+from worker.errands import Errands
 from worker.errors import InternalError, JobFailed, OutOfMemory, WorkerUnfit
 from worker.graphs import GraphedUNet
 from worker.loading import LoadedModel, load_model
@@ -37,7 +38,7 @@ from worker.models import ResidentModels
 from worker.preparing import begin_samples, make_canvas, warm_up_graphs
 from worker.previews import Preview, make_preview, paste_preview
 from worker.runs import Run
-from worker.sample import CallShape, Painting, Sample, predict_noise
+from worker.sample import CallShape, Painting, Sample, advance_together, predict_noise
 from worker.settings import WorkerSettings
 
 __all__ = ["Activity", "Engine", "EnginePulse", "Painting", "open_engine"]
@@ -48,6 +49,7 @@ IDLE_WAIT_SECONDS = 1.0
 STOP_WAIT_SECONDS = 30.0
 PREVIEW_WAIT_SECONDS = 10.0
 DEFAULT_FLIGHT_BYTES = 2**30
+DEFAULT_MAX_JOBS = 64
 STOPPED = "The engine has stopped."
 
 Activity = Literal["idle", "loading", "warming_up", "painting"]
@@ -80,6 +82,7 @@ class Engine:
         max_batch: int,
         torch_threads: int,
         flight_bytes: int = DEFAULT_FLIGHT_BYTES,
+        max_jobs: int = DEFAULT_MAX_JOBS,
         adapters: Adapters | None = None,
     ) -> None:
         self.unfit: WorkerUnfit | None = None
@@ -87,8 +90,10 @@ class Engine:
         self._adapters = adapters or Adapters(NO_ADDONS)
         self._max_batch = max_batch
         self._flight_bytes = flight_bytes
+        self._max_jobs = max_jobs
         self._torch_threads = torch_threads
         self._changed = threading.Condition()
+        self._errands = Errands(self._changed)
         self._runs: list[Run] = []
         self._waiting: list[Run] = []
         self._painting: list[Run] = []
@@ -144,6 +149,18 @@ class Engine:
         if run.failure is not None:
             raise run.failure
 
+    def aside(self, action: Callable[[], Outcome]) -> Outcome:
+        """Do this in the engine's thread, between two ticks: for work on the device that is short.
+
+        Blocks until it is done. Raises what the action raises, OutOfMemory and InternalError for what is no
+        JobFailed, and WorkerUnfit.
+        """
+        with self._changed:
+            if self._stopping:
+                raise self.unfit or WorkerUnfit(STOPPED)
+            outcome = self._errands.add(action)
+        return outcome.result()
+
     def cancel(self, job_id: str) -> None:
         """Let the job leave at the next tick; its `paint` raises Cancelled."""
         with self._changed:
@@ -185,7 +202,7 @@ class Engine:
         if warming_since is not None:
             return EnginePulse("warming_up", warming_since)
         with self._changed:
-            if self._waiting or self._painting:
+            if self._waiting or self._painting or self._errands:
                 return EnginePulse("painting", self._alive_at)
         if loading_since is not None:
             return EnginePulse("loading", loading_since)
@@ -193,6 +210,10 @@ class Engine:
 
     def resident_models(self) -> frozenset[str]:
         return self._models.names()
+
+    def favoured_models(self) -> frozenset[str]:
+        """See ResidentModels.favoured."""
+        return self._models.favoured()
 
     @contextmanager
     def _known(self, run: Run) -> Iterator[None]:
@@ -220,10 +241,11 @@ class Engine:
                 self._stopping = True
                 for run in self._runs:
                     run.end(self.unfit or WorkerUnfit(STOPPED))
+                self._errands.end(self.unfit or WorkerUnfit(STOPPED))
 
     def _await_work(self) -> bool:
         with self._changed:
-            while not (self._waiting or self._painting or self._stopping):
+            while not (self._waiting or self._painting or self._errands or self._stopping):
                 self._alive_at = time.monotonic()
                 self._changed.wait(IDLE_WAIT_SECONDS)
             return not self._stopping
@@ -234,6 +256,9 @@ class Engine:
         for shape, group in self._groups():
             self._denoise(shape, group)
         self._retire()
+        if self._errands:
+            self._errands.do_next(lambda error: _judge(error, []))
+            self._show_life()
 
     def _let_go(self) -> None:
         """Cancelled and overdue jobs leave."""
@@ -246,11 +271,11 @@ class Engine:
             self._forget_done()
 
     def _admit(self) -> None:
-        """In the order of arrival, as far as the memory for what is in flight goes; one job alone always may."""
+        """In the order of arrival, as far as number and memory of what is in flight go; one job alone always may."""
         with self._changed:
             held_bytes = sum(run.size_bytes for run in self._painting)
             admitted: list[Run] = []
-            for run in self._waiting:
+            for run in self._waiting[: max(0, self._max_jobs - len(self._painting))]:
                 if (self._painting or admitted) and held_bytes + run.size_bytes > self._flight_bytes:
                     break
                 held_bytes += run.size_bytes
@@ -314,7 +339,7 @@ class Engine:
             for (run, sample), prediction in zip(seats, predictions, strict=True):
                 if run.preview is not None and sample is run.samples[0]:
                     self._show_preview(run, sample, prediction)
-                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
+            self._advance(seats, predictions)
             return
         if len(seats) == 1:
             seats[0][0].end(failure)
@@ -326,6 +351,21 @@ class Engine:
             log.warning("batch_halved", model=shape.model, latent_shape=shape.latent_shape, limit=half)
         self._call(shape, seats[:half])
         self._call(shape, seats[half:])
+
+    def _advance(self, seats: Sequence[_Seat], predictions: Sequence[torch.Tensor]) -> None:
+        """Those that have a walk step together; the others each for itself."""
+        together: list[tuple[_Seat, torch.Tensor]] = []
+        for (run, sample), prediction in zip(seats, predictions, strict=True):
+            if sample.walk is None:
+                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
+            else:
+                together.append(((run, sample), prediction))
+        try:
+            advance_together([sample for (_, sample), _ in together], [prediction for _, prediction in together])
+        except Exception as error:  # noqa: BLE001  # judged: whatever it is, only these samples may fail
+            failure = _judge(error, [run for (run, _), _ in together])
+            for (run, _), _ in together:
+                run.end(failure)
 
     def _show_preview(self, run: Run, sample: Sample, prediction: torch.Tensor) -> None:
         try:
@@ -419,5 +459,6 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
         max_batch=settings.max_batch,
         torch_threads=threads,
         flight_bytes=settings.flight_memory_bytes,
+        max_jobs=settings.worker_threads,
         adapters=adapters,
     )

@@ -53,10 +53,22 @@ class ModelUnavailable(JobFailed):
     code = "model_unavailable"
 
 
+class SafetyCheckerUnavailable(JobFailed):
+    """The job wants its pictures checked, and the safety checker cannot be loaded."""
+
+    code = "safety_checker_unavailable"
+
+
 class AddonUnavailable(JobFailed):
-    """What the job puts onto the model (a LoRA, a VAE) cannot be used."""
+    """What the job puts onto the model (a LoRA, a VAE, an IP-adapter) or into its words cannot be used."""
 
     code = "addon_unavailable"
+
+
+class PromptTooLong(JobFailed):
+    """A prompt of this job has more words than are read."""
+
+    code = "prompt_too_long"
 
 
 class OutOfMemory(JobFailed):

@@ -59,6 +59,10 @@ class GraphedUNet:
         self.warming = True
 
     @property
+    def unet(self) -> Any:
+        return self._unet
+
+    @property
     def config(self) -> Any:
         return self._unet.config
 

@@ -22,7 +22,7 @@ from worker.errors import ImageTooLarge, InputRefused, InputTooLarge, InputUnrea
 from worker.masks import KEEP, REPAINT, normal_form, scale_mask
 from worker.settings import WorkerSettings
 
-INIT_IMAGE, MASK_IMAGE = "init_image", "mask_image"
+INIT_IMAGE, MASK_IMAGE, LOOK_IMAGE = "init_image", "mask_image", "ip_adapter_image"
 FORMATS = ("PNG", "JPEG", "WEBP")
 JPEG_NOISE = 24  # gray levels; a drawn mask saved with quality 85 shows up to 21 around its strokes
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -68,6 +68,8 @@ class Inputs:
     """(H, W), 255 = repaint .. 0 = keep."""
     original_width: int
     original_height: int
+    look: NDArray[np.uint8] | None = None
+    """(H, W, 3) RGB, as it came: the picture for the IP-adapter."""
 
     @property
     def width(self) -> int:
@@ -79,7 +81,7 @@ class Inputs:
 
 
 def open_inputs(job: InpaintJob, sources: Sources, *, deadline: float | None = None) -> Inputs:
-    """Fetch, decode and scale both pictures; `deadline` is a time.monotonic().
+    """Fetch, decode and scale the pictures; `deadline` is a time.monotonic().
 
     Raises JobFailed, with the field at fault, and StorageUnavailable.
     """
@@ -91,7 +93,11 @@ def open_inputs(job: InpaintJob, sources: Sources, *, deadline: float | None = N
     data = read_reference(job.mask_image, MASK_IMAGE, sources, deadline=deadline)
     gray = decode_mask(data, MASK_IMAGE, max_pixels=limit)
     mask = scale_mask(normal_form(gray, job.mask_paints), width, height)
-    return Inputs(picture=picture, mask=mask, original_width=image.width, original_height=image.height)
+    look = None
+    if job.ip_adapter is not None:
+        data = read_reference(job.ip_adapter.image, LOOK_IMAGE, sources, deadline=deadline)
+        look = np.asarray(decode_picture(data, LOOK_IMAGE, max_pixels=limit))
+    return Inputs(picture=picture, mask=mask, original_width=image.width, original_height=image.height, look=look)
 
 
 def read_reference(reference: str, field: str, sources: Sources, *, deadline: float | None = None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,14 @@ from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from storage.model_catalog import ModelEntry, SingleFile
+from storage.model_catalog import ModelEntry, NoWeights, SingleFile
+from worker.checkpoints import NAMES, write_configs
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
+from worker.ip_adapters import Looker
+from worker.looking import cross_attentions
 from worker.loras import NO_LORAS, LoraHost, LoraSet
-from worker.model_files import WEIGHT_PARTS, BadModelFiles, ModelFiles, find_files
+from worker.model_files import PARTS, WEIGHT_PARTS, BadModelFiles, ModelFiles, find_files
 from worker.prompts import PromptEncoder, TextTower
 from worker.schedulers import Schedulers, inpainting_config
 
@@ -54,8 +58,10 @@ class LoadedModel:
     """Those with which its parts are to be called: see `put_on_loras`."""
     vae_id: str = ""
     """Of a VAE that is not its own."""
+    looker: Looker | None = None
+    """What looks at a job's picture for it."""
     plain: LoadedModel | None = None
-    """The model as it was loaded, where this is the same with a job's LoRAs and VAE."""
+    """The model as it was loaded, where this is the same with a job's LoRAs, VAE and IP-adapter."""
 
     @property
     def sees_mask(self) -> bool:
@@ -86,6 +92,18 @@ class LoadedModel:
         return learn_colours(self)
 
     @property
+    def plain_unet(self) -> Any:
+        """The UNet itself, without graphs."""
+        return self.unet.unet if isinstance(self.unet, GraphedUNet) else self.unet
+
+    @functools.cached_property
+    def cross_attentions(self) -> tuple[Any, ...]:
+        """See looking.cross_attentions."""
+        if self.plain is not None:
+            return self.plain.cross_attentions
+        return cross_attentions(self.plain_unet)
+
+    @property
     def latent_channels(self) -> int:
         return int(self.vae.config.latent_channels)
 
@@ -106,13 +124,17 @@ def load_model(
     """Load a Stable Diffusion model from local files. Raises BadModelFiles; everything else is a fault."""
     quieten_libraries()
     started = time.monotonic()
+    if isinstance(entry.source, NoWeights):
+        raise BadModelFiles("it has no weights")
     files = find_files(entry.source)
     if files.family != entry.family:
         raise BadModelFiles(f"its files are of family {files.family}, the models file says {entry.family}")
     if isinstance(entry.source, SingleFile):
         parts = _load_single_file(entry.source, files, dtype)
     else:
-        parts = _load_folder(files, dtype)
+        parts = _load_folder(files.root or entry.source.path, files, dtype)
+    if entry.prediction_type is not None:
+        parts["scheduler_config"] = {**parts["scheduler_config"], "prediction_type": entry.prediction_type}
     _check_family(parts, files.family)
     for name in WEIGHT_PARTS[files.family]:
         parts[name].to(device).eval().requires_grad_(False)
@@ -150,9 +172,8 @@ def _prompt_encoder(parts: Mapping[str, Any], files: ModelFiles, cache_entries: 
     if files.family == "sd":
         return PromptEncoder(towers, cache_entries=cache_entries)
     towers.append(TextTower(parts["tokenizer_2"], parts["text_encoder_2"]))
-    index = _read_json(files.root / "model_index.json")
     # The default is the stock pipeline's.
-    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    zeros = bool(files.index.get("force_zeros_for_empty_prompt", True))
     return PromptEncoder(towers, cache_entries=cache_entries, zeros_for_empty=zeros)
 
 
@@ -169,69 +190,77 @@ def quieten_libraries() -> None:
         library.disable_progress_bar()
 
 
-def _load_folder(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
-    root = files.root
+def _load_folder(root: Path, files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
     vae_class = VAE_CLASSES.get(str(_read_json(root / "vae" / "config.json").get("_class_name")))
     if vae_class is None:
         raise BadModelFiles(f"its VAE is none of {', '.join(VAE_CLASSES)}")
     parts = {
-        "unet": _load_part(UNet2DConditionModel, files, "unet", dtype=dtype),
-        "vae": _load_part(vae_class, files, "vae", dtype=dtype),
-        "text_encoder": _load_part(CLIPTextModel, files, "text_encoder", dtype=dtype),
+        "unet": _load_part(UNet2DConditionModel, root / "unet", files.variant, dtype=dtype),
+        "vae": _load_part(vae_class, root / "vae", files.variant, dtype=dtype),
+        "text_encoder": _load_part(CLIPTextModel, root / "text_encoder", files.variant, dtype=dtype),
         "tokenizer": CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True),
         "scheduler_config": _read_json(root / "scheduler" / "scheduler_config.json"),
     }
     if files.family == "sdxl":
         parts |= {
-            "text_encoder_2": _load_part(CLIPTextModelWithProjection, files, "text_encoder_2", dtype=dtype),
+            "text_encoder_2": _load_part(
+                CLIPTextModelWithProjection, root / "text_encoder_2", files.variant, dtype=dtype
+            ),
             "tokenizer_2": CLIPTokenizer.from_pretrained(root / "tokenizer_2", local_files_only=True),
         }
     return parts
 
 
-def _load_part(part_class: Any, files: ModelFiles, name: str, **dtype: torch.dtype) -> Any:
+def _load_part(part_class: Any, folder: Path, variant: str | None, **dtype: torch.dtype) -> Any:
     """Both libraries fill missing weights with random numbers and only warn: here that is an error."""
     try:
         part, report = part_class.from_pretrained(
-            files.root / name,
-            variant=files.variant,
+            folder,
+            variant=variant,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             **dtype,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise BadModelFiles(f"{name} does not fit its configuration") from error
+        raise BadModelFiles(f"{folder.name} does not fit its configuration") from error
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(problem):
-            raise BadModelFiles(f"{name} does not fit its configuration: {len(report[problem])} {problem}")
+            raise BadModelFiles(f"{folder.name} does not fit its configuration: {len(report[problem])} {problem}")
     return part
 
 
 def _load_single_file(source: SingleFile, files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
-    # Imported only here, after quieten_libraries: it prints advice about image processors we do not use.
-    from diffusers import StableDiffusionInpaintPipeline  # noqa: PLC0415
+    """With the configuration that its owner gives, or else with that of its kind."""
+    if source.config is not None or files.checkpoint is None:
+        return _load_checkpoint(source.path, str(source.config), files.family, dtype)
+    with tempfile.TemporaryDirectory(prefix="inpaintd-config-") as folder:
+        write_configs(files.checkpoint, Path(folder))
+        try:
+            return _load_checkpoint(source.path, folder, files.family, dtype)
+        except BadModelFiles as error:
+            kind = NAMES[files.checkpoint.layout]
+            raise BadModelFiles(f"{error}, which is that of {kind}; another can be given with config") from error
 
+
+def _load_checkpoint(path: Path, config: str, family: str, dtype: torch.dtype) -> dict[str, Any]:
+    # Imported only here, after quieten_libraries: it prints advice about image processors we do not use.
+    from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline  # noqa: PLC0415
+    from diffusers.loaders.single_file_utils import SingleFileComponentError  # noqa: PLC0415
+
+    options: dict[str, Any] = {"safety_checker": None} if family == "sd" else {"add_watermarker": False}
+    pipeline_class = StableDiffusionInpaintPipeline if family == "sd" else StableDiffusionXLInpaintPipeline
     try:
-        pipeline = StableDiffusionInpaintPipeline.from_single_file(
-            str(source.path),
-            config=str(files.root),
-            local_files_only=True,
-            dtype=dtype,
-            safety_checker=None,
+        pipeline = pipeline_class.from_single_file(
+            str(path), config=config, local_files_only=True, dtype=dtype, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise BadModelFiles(f"{source.path.name} does not fit its configuration") from error
-    for name in ("unet", "vae", "text_encoder"):
-        if any(weight.is_meta for weight in getattr(pipeline, name).parameters()):
-            raise BadModelFiles(f"{source.path.name} lacks weights of {name}")
-    return {
-        "unet": pipeline.unet,
-        "vae": pipeline.vae,
-        "text_encoder": pipeline.text_encoder,
-        "tokenizer": pipeline.tokenizer,
-        "scheduler_config": dict(pipeline.scheduler.config),
-    }
+    except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError) as error:
+        raise BadModelFiles(f"{path.name} does not fit its configuration") from error
+    parts = {name: getattr(pipeline, name) for name in PARTS[family] if name != "scheduler"}
+    for name in WEIGHT_PARTS[family]:
+        if any(weight.is_meta for weight in parts[name].parameters()):
+            raise BadModelFiles(f"{path.name} lacks weights of {name}")
+    return parts | {"scheduler_config": dict(pipeline.scheduler.config)}
 
 
 def _check_family(parts: Mapping[str, Any], family: str) -> None:

@@ -91,6 +91,17 @@ def read_lora(path: Path, unet_config: Any, *, family: str, device: torch.device
     return Lora(parts)
 
 
+def import_reader(family: str) -> Any:
+    """diffusers' class that knows the names in files. To be called early: an import holds everything up."""
+    # Imported only here, once the libraries are quiet: it prints advice about image processors we do not use.
+    from diffusers.loaders import (  # noqa: PLC0415
+        StableDiffusionLoraLoaderMixin,
+        StableDiffusionXLLoraLoaderMixin,
+    )
+
+    return StableDiffusionXLLoraLoaderMixin if family == "sdxl" else StableDiffusionLoraLoaderMixin
+
+
 def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
     if path.suffix in PICKLES:
         raise BadLora(f"its file is a pickle: {WHY_NO_PICKLES}")
@@ -111,15 +122,8 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 def _renamed(tensors: Tensors, unet_config: Any, family: str) -> tuple[Tensors, Mapping[str, float]]:
     """The tensors by part, as diffusers names them, and kohya's alphas."""
-    # Imported only here, once the libraries are quiet: it prints advice about image processors we do not use.
-    from diffusers.loaders import (  # noqa: PLC0415
-        StableDiffusionLoraLoaderMixin,
-        StableDiffusionXLLoraLoaderMixin,
-    )
-
-    mixin = StableDiffusionXLLoraLoaderMixin if family == "sdxl" else StableDiffusionLoraLoaderMixin
     try:
-        named, alphas = mixin.lora_state_dict(tensors, unet_config=unet_config)
+        named, alphas = import_reader(family).lora_state_dict(tensors, unet_config=unet_config)
     except (ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise BadLora("the names in its file are none of a LoRA for its family") from error
     return named, alphas or {}

@@ -71,7 +71,9 @@ class LoraHost:
     """
 
     def __init__(self, parts: Mapping[str, Module] | None = None) -> None:
-        self._parts = {name: dict(part.named_modules()) for name, part in (parts or {}).items()}
+        self.parts: Mapping[str, Mapping[str, Module]] = {
+            name: dict(part.named_modules()) for name, part in (parts or {}).items()
+        }
         self._hooks: list[Any] = []
         self._worn = NO_LORAS
         self.switches = 0
@@ -120,7 +122,7 @@ class LoraHost:
             self.put_on(NO_LORAS)
 
     def _module(self, part: str, layer: str) -> Module | None:
-        modules = self._parts.get(part, {})
+        modules = self.parts.get(part, {})
         plain = layer.removeprefix(OLD_TEXT_PREFIX)
         names = (layer,) if part == UNET else (layer, plain, OLD_TEXT_PREFIX + plain)
         return next((modules[each] for each in names if each in modules), None)

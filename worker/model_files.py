@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from storage.model_catalog import Folder, Hub, NoWeights, SingleFile, Source
+from worker.checkpoints import NAMES, Checkpoint, configs_of, read_checkpoint
+from worker.headers import PICKLES, SAFETENSORS, WHY_NO_PICKLES, BadModelFiles, read_header
+
+__all__ = ["PICKLES", "SAFETENSORS", "WHY_NO_PICKLES", "BadModelFiles", "ModelFiles", "count_weights", "find_files"]
 
 WEIGHT_PARTS = {
     "sd": ("unet", "vae", "text_encoder"),
@@ -24,75 +28,91 @@ CONFIG_NAMES = dict.fromkeys(WEIGHT_PARTS["sdxl"], "config.json") | {
     "scheduler": "scheduler_config.json",
 }
 XL_CLASSES = "StableDiffusionXL"
-SAFETENSORS = ".safetensors"
-PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
-WHY_NO_PICKLES = "reading a pickle can run any program; only safetensors are loaded"
 HALF_PRECISION = "fp16"
-# Where the parts of a single-file Stable Diffusion checkpoint begin; source: its original layout.
-CHECKPOINT_PREFIXES = {
-    "unet": ("model.diffusion_model.",),
-    "vae": ("first_stage_model.",),
-    "text_encoder": ("cond_stage_model.",),
-}
-HEADER_LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-
-
-class BadModelFiles(Exception):
-    """The files of a model cannot be used. The text names files by their place in the model, no paths."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What will be loaded. `variant` is diffusers' word for files such as `model.fp16.safetensors`."""
+    """What will be loaded. `variant` is diffusers' word for files such as `model.fp16.safetensors`.
 
-    root: Path
+    `root` is the folder with the configuration: None for a single file without one, which `checkpoint` describes.
+    """
+
+    root: Path | None
     weights: tuple[Path, ...]
     variant: str | None = None
     family: str = "sd"
+    checkpoint: Checkpoint | None = None
 
     @property
     def size_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.weights)
+
+    @property
+    def index(self) -> Mapping[str, Any]:
+        """The content of model_index.json."""
+        if self.root is not None:
+            return _read_index(self.root)
+        return configs_of(self.checkpoint)["model_index"] if self.checkpoint else {}
 
 
 def find_files(source: Source) -> ModelFiles:
     """The files of a model. Raises BadModelFiles when one is missing, is a pickle or is no safetensors file."""
     if isinstance(source, NoWeights):
         raise BadModelFiles("it has no weights")
-    files = _find_single(source) if isinstance(source, SingleFile) else _find_folder(source)
+    if isinstance(source, SingleFile):
+        return _find_single(source)
+    files = _find_folder(source)
     for path in files.weights:
-        _read_header(path)
+        read_header(path)
     return files
 
 
+def find_part(folder: Path) -> str | None:
+    """diffusers' word for the files of a part that stands alone in its folder, None for the plain ones.
+
+    Raises BadModelFiles as find_files does.
+    """
+    if not (folder / "config.json").is_file():
+        raise BadModelFiles(f"{folder.name} has no config.json")
+    weights = _weights_of(folder)
+    plain = _without_variant(weights)
+    usable = plain or _of_variant(weights)
+    if not usable:
+        raise BadModelFiles(f"{folder.name} has no weights under a name that is known")
+    for path in usable:
+        read_header(path)
+    return None if plain else HALF_PRECISION
+
+
 def count_weights(files: ModelFiles) -> int:
-    """How many numbers the weights are, from the files' headers."""
-    return sum(
-        math.prod(tensor["shape"])
-        for path in files.weights
-        for name, tensor in _read_header(path).items()
-        if name != "__metadata__"
-    )
+    """How many numbers the weights are, from the files' headers; of a single file those that are loaded."""
+    loaded = tuple(files.checkpoint.places.values()) if files.checkpoint else ()
+    return sum(read_header(path).count(*loaded) for path in files.weights)
 
 
 def _find_single(source: SingleFile) -> ModelFiles:
-    if source.path.suffix in PICKLES:
-        raise BadModelFiles(f"{source.path.name} is a pickle: {WHY_NO_PICKLES}")
-    if not source.path.is_file():
-        raise BadModelFiles(f"{source.path.name} is not there")
-    if source.path.suffix != SAFETENSORS:
-        raise BadModelFiles(f"{source.path.name} is not a {SAFETENSORS} file")
-    if not (source.config / "model_index.json").is_file():
+    header = read_header(source.path)
+    checkpoint = read_checkpoint(header, source.path.name)
+    if source.config is not None:
+        _check_config_folder(source.config, checkpoint, source.path.name)
+    return ModelFiles(root=source.config, weights=(source.path,), family=checkpoint.family, checkpoint=checkpoint)
+
+
+def _check_config_folder(folder: Path, checkpoint: Checkpoint, name: str) -> None:
+    if not (folder / "model_index.json").is_file():
         raise BadModelFiles("its config folder has no model_index.json")
-    if _family_of(source.config) != "sd":
-        raise BadModelFiles("its config folder is not that of a Stable Diffusion 1 or 2 model")
-    _check_configs(source.config, "sd")
-    names = _read_header(source.path)
-    for part, prefixes in CHECKPOINT_PREFIXES.items():
-        if not any(name.startswith(prefixes) for name in names):
-            raise BadModelFiles(f"{source.path.name} holds no {part}")
-    return ModelFiles(root=source.config, weights=(source.path,))
+    family = _family_of(folder)
+    if family != checkpoint.family:
+        raise BadModelFiles(
+            f"its config folder is that of a model of family {family}, {name} is {NAMES[checkpoint.layout]}"
+        )
+    _check_configs(folder, family)
+    channels = json.loads((folder / "unet" / CONFIG_NAMES["unet"]).read_text()).get("in_channels")
+    if channels != checkpoint.channels:
+        raise BadModelFiles(
+            f"its config folder is for a UNet of {channels} input channels, {name} has {checkpoint.channels}"
+        )
 
 
 def _find_folder(source: Folder | Hub) -> ModelFiles:
@@ -103,7 +123,7 @@ def _find_folder(source: Folder | Hub) -> ModelFiles:
         raise BadModelFiles("there is no model_index.json where the models file says it lies")
     family = _family_of(root)
     _check_configs(root, family)
-    found = {part: _weights_of(root / part) for part in WEIGHT_PARTS[family]}
+    found = _all_weights(root, family)
     plain = all(_without_variant(paths) for paths in found.values())
     variant = None if plain else HALF_PRECISION
     chosen: list[Path] = []
@@ -117,20 +137,45 @@ def _find_folder(source: Folder | Hub) -> ModelFiles:
 
 def _family_of(root: Path) -> str:
     """By the name of the pipeline that the model was saved from."""
+    index = _read_index(root)
+    if "_class_name" not in index:
+        raise BadModelFiles("model_index.json does not say what it is")
+    return "sdxl" if str(index["_class_name"]).startswith(XL_CLASSES) else "sd"
+
+
+def _read_index(root: Path) -> dict[str, Any]:
     try:
         index = json.loads((root / "model_index.json").read_text())
-        return "sdxl" if str(index["_class_name"]).startswith(XL_CLASSES) else "sd"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise BadModelFiles("model_index.json does not say what it is") from error
+    if not isinstance(index, dict):
+        raise BadModelFiles("model_index.json does not say what it is")
+    return index
 
 
 def _check_configs(root: Path, family: str) -> None:
+    missing = []
     for part in PARTS[family]:
-        name = CONFIG_NAMES[part]
+        name = f"{part}/{CONFIG_NAMES[part]}"
         try:
-            json.loads((root / part / name).read_text())
-        except (OSError, ValueError) as error:
-            raise BadModelFiles(f"{part}/{name} is not there or not JSON") from error
+            json.loads((root / name).read_text())
+        except (OSError, ValueError):
+            missing.append(name)
+    if missing:
+        raise BadModelFiles(f"{', '.join(missing)}: not there, or not JSON")
+
+
+def _all_weights(root: Path, family: str) -> dict[str, list[Path]]:
+    """The weights of each part, whichever precision. Raises BadModelFiles with everything that is missing."""
+    found, problems = {}, []
+    for part in WEIGHT_PARTS[family]:
+        try:
+            found[part] = _weights_of(root / part)
+        except BadModelFiles as problem:
+            problems.append(str(problem))
+    if problems:
+        raise BadModelFiles("; ".join(problems))
+    return found
 
 
 def _weights_of(folder: Path) -> list[Path]:
@@ -151,19 +196,3 @@ def _of_variant(paths: Iterable[Path]) -> list[Path]:
 def _without_variant(paths: Iterable[Path]) -> list[Path]:
     """Files without a word between name and suffix (`model.safetensors`); parts of one are plain too."""
     return [path for path in paths if "." not in path.name.removesuffix(SAFETENSORS)]
-
-
-def _read_header(path: Path) -> dict[str, dict[str, list[int]]]:
-    """The tensors' names, types and shapes. Source: the safetensors format (length, then JSON)."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
-            if length > MAX_HEADER_BYTES:
-                raise BadModelFiles(f"{path.name} is no safetensors file")
-            header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
-        raise BadModelFiles(f"{path.name} is no safetensors file") from error
-    data_bytes = max((entry["data_offsets"][1] for entry in header.values() if "data_offsets" in entry), default=0)
-    if path.stat().st_size < HEADER_LENGTH_BYTES + length + data_bytes:
-        raise BadModelFiles(f"{path.name} is cut short")
-    return header

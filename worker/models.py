@@ -91,6 +91,16 @@ class ResidentModels:
         with self._changed:
             return frozenset(name for name, place in self._places.items() if place.loaded.done())
 
+    def favoured(self) -> frozenset[str]:
+        """The models whose jobs should come to this process next: those in memory or on their way there.
+
+        While one waits for room it is that one alone: the others fall idle, and it does not come in for one job.
+        """
+        with self._changed:
+            waiting = (waiter for waiter in self._waiters if waiter.blocked_since is not None)
+            blocked = {waiter.entry.id for waiter in waiting if waiter.entry.id not in self._places}
+            return frozenset(blocked or self._places)
+
     def loading_since(self) -> float | None:
         """time.monotonic() of the start of the load that is going on."""
         return self._loading_since

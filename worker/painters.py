@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Protocol
+from collections.abc import Callable, Generator
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from worker.engine import EnginePulse
 from worker.removals import Removals
 from worker.sample import Painting
 from worker.tasks import Painter
+
+Outcome = TypeVar("Outcome")
 
 
 class StartedPainter(Painter, Protocol):
@@ -46,6 +48,10 @@ class Painters:
         painter = self._removals if painting.model in self._weightless else self._engine
         return painter.paint_each(painting)
 
+    def aside(self, action: Callable[[], Outcome]) -> Outcome:
+        """In the engine's thread."""
+        return self._engine.aside(action)
+
     def cancel(self, job_id: str) -> None:
         self._removals.cancel(job_id)
         self._engine.cancel(job_id)
@@ -58,3 +64,6 @@ class Painters:
 
     def resident_models(self) -> frozenset[str]:
         return self._engine.resident_models() | self._weightless
+
+    def favoured_models(self) -> frozenset[str]:
+        return self._engine.favoured_models() | self._weightless

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 
 from storage.job import MaskedAreaInit
+from worker.errors import PromptTooLong
 from worker.graphs import ROW_BUCKETS, bucket_of
+from worker.inversions import Inversion, load_inversions
+from worker.ip_adapters import Glance, PreparedLook, glance_at, prepare_look
 from worker.loading import LoadedModel
 from worker.masks import KEEP, REPAINT, latent_mask, latent_strength
-from worker.prompts import Conditioning
+from worker.prompts import Conditioning, Reading
 from worker.sample import PIXEL_MAX, Painting, Sample, predict_noise
 from worker.schedulers import step_arguments
 
@@ -31,7 +35,8 @@ class Canvas:
     """A painting's picture as tensors on the CPU: what can be made before the engine's turn.
 
     Pictures in -1..1, (1, 3, H, W); mask and strength in latents, (1, 1, h, w), see masks.latent_mask and
-    masks.latent_strength. The keys are hashes of the pictures' content.
+    masks.latent_strength. The keys are hashes of the pictures' content. `inversions` are what words of the
+    prompts stand for; `look` is the picture to be looked at.
     """
 
     picture: torch.Tensor
@@ -40,12 +45,15 @@ class Canvas:
     strength: torch.Tensor | None
     picture_key: bytes
     masked_key: bytes
+    inversions: tuple[Inversion, ...]
+    look: PreparedLook | None
 
 
 def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
     """Wherever the mask asks for any repainting, a UNet that sees the masked picture does not see it.
 
-    Sets the scheduler up, too. Raises ValueError for one that is not offered.
+    Finds the scheduler's walk, too, and reads textual inversions. Raises ValueError for a scheduler
+    that is not offered, and AddonUnavailable.
     """
     model.schedulers.prepare(painting.plan)
     pixels = torch.from_numpy(painting.picture.astype(np.float32)[np.newaxis] / PIXEL_MAX)
@@ -59,6 +67,8 @@ def make_canvas(model: LoadedModel, painting: Painting) -> Canvas:
         strength=None if strength is None else torch.from_numpy(strength)[None, None],
         picture_key=_key(painting.picture),
         masked_key=_key(painting.picture, visible),
+        inversions=load_inversions(painting.embeddings, model.prompts.widths),
+        look=prepare_look(model.looker, painting.look) if model.looker and painting.look else None,
     )
 
 
@@ -84,13 +94,13 @@ class _Shared:
     masked_latents: Draw | None
     conditioning: Conditioning
     unconditional: Conditioning | None
+    glance: Glance | None
 
 
 def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
     model.put_on_loras()
     needs_picture = painting.strength < 1 or not model.sees_mask or canvas.strength is not None
-    guided = painting.guidance_scale > 1
-    conditioning = _conditioning(model, painting)
+    conditioning, unconditional = _conditionings(model, painting, canvas.inversions)
     on_device = functools.partial(torch.Tensor.to, device=model.device, dtype=model.dtype)
     return _Shared(
         mask=on_device(canvas.mask),
@@ -99,30 +109,70 @@ def _prepare(model: LoadedModel, painting: Painting, canvas: Canvas) -> _Shared:
         picture_latents=_encode(model, canvas.picture, canvas.picture_key) if needs_picture else None,
         masked_latents=_encode(model, canvas.masked_picture, canvas.masked_key) if model.sees_mask else None,
         conditioning=conditioning,
-        unconditional=_unconditional(model, painting, conditioning) if guided else None,
+        unconditional=unconditional,
+        glance=glance_at(canvas.look, model.encodings, model.device, model.dtype) if canvas.look else None,
     )
 
 
-def _conditioning(model: LoadedModel, painting: Painting) -> Conditioning:
+def _conditionings(
+    model: LoadedModel, painting: Painting, inversions: tuple[Inversion, ...]
+) -> tuple[Conditioning, Conditioning | None]:
+    """What to paint and, with guidance, what not: of one length. Raises PromptTooLong.
+
+    As in the stock pipelines, layers are left out for what to paint only.
+    """
+    skipping, whole = Reading(_clip_skip(model, painting), inversions), Reading(inversions=inversions)
+    with _naming("prompt"):
+        conditioning = _conditioning(model, painting, skipping)
+    if painting.guidance_scale <= 1:
+        return conditioning, None
+    with _naming("negative_prompt"):
+        unconditional = _unconditional(model, painting, conditioning, whole)
+    length = max(conditioning.hidden.shape[1], unconditional.hidden.shape[1])
+    prompts = model.prompts
+    return prompts.lengthen(conditioning, length, skipping), prompts.lengthen(unconditional, length, whole)
+
+
+def _clip_skip(model: LoadedModel, painting: Painting) -> int | None:
+    """No more layers than there are; the job is told of it."""
+    if painting.clip_skip is None:
+        return None
+    possible = min(painting.clip_skip, model.prompts.max_clip_skip)
+    if possible < painting.clip_skip:
+        painting.notes["clip_skip"] = possible
+    return possible
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    try:
+        yield
+    except PromptTooLong as error:
+        raise PromptTooLong(f"{field} has more words than are read.", field=field) from error
+
+
+def _conditioning(model: LoadedModel, painting: Painting, reading: Reading) -> Conditioning:
     """What to paint."""
     if not painting.weighted_prompts:
-        return model.prompts.encode(painting.prompt)
+        return model.prompts.encode(painting.prompt, reading)
     wanted = [each for each in painting.weighted_prompts if each.weight > 0]
-    return model.prompts.encode_mean(wanted) if wanted else model.prompts.encode("")
+    return model.prompts.encode_mean(wanted, reading) if wanted else model.prompts.encode("", reading)
 
 
-def _unconditional(model: LoadedModel, painting: Painting, conditioning: Conditioning) -> Conditioning:
+def _unconditional(
+    model: LoadedModel, painting: Painting, conditioning: Conditioning, reading: Reading
+) -> Conditioning:
     """What not to paint."""
     unwanted = [each for each in painting.weighted_prompts if each.weight < 0]
     if unwanted:
-        return model.prompts.encode_mean(unwanted)
+        return model.prompts.encode_mean(unwanted, reading)
     text = "" if painting.weighted_prompts else painting.negative_prompt
-    return model.prompts.encode_negative(text, conditioning)
+    return model.prompts.encode_negative(text, conditioning, reading)
 
 
 def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -> Sample:
     generator = torch.Generator("cpu").manual_seed(seed)
-    scheduler, timesteps = model.schedulers.begin(painting.plan)
+    scheduler, timesteps, walk = model.schedulers.begin(painting.plan)
     shape = (1, model.latent_channels, *shared.mask.shape[2:])
     begins_from_picture = painting.strength < 1
     draws_original = begins_from_picture or not model.sees_mask
@@ -145,6 +195,7 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
         model=model,
         generator=generator,
         scheduler=scheduler,
+        walk=walk,
         step_arguments=step_arguments(scheduler, generator),
         timesteps=timesteps,
         unet_timesteps=timesteps.float().tolist(),
@@ -157,6 +208,7 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
         strength=shared.strength,
         masked_latents=masked,
         kept_latents=None if model.sees_mask and shared.strength is None else original,
+        glance=shared.glance,
     )
     if shared.strength is not None:
         sample.hold_back()

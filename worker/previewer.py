@@ -50,9 +50,12 @@ class Previewer:
         self._thread.join(STOP_WAIT_SECONDS)
 
     def watch(self, jobs: Collection[InpaintJob]) -> None:
-        """From now on these claimed jobs are watched, and no others. Does not block."""
-        self._watched = {job.job_id: job for job in jobs}
-        if jobs:
+        """From now on these claimed jobs are watched, and no others. Does not block.
+
+        Nothing is shown of a job whose pictures are to be checked: no glimpse has been.
+        """
+        self._watched = {job.job_id: job for job in jobs if job.safety_checker is None}
+        if self._watched:
             self._anyone.set()
         elif not self._stopped.is_set():
             self._anyone.clear()

@@ -85,16 +85,14 @@ def learn_colours(model: LoadedModel) -> NDArray[np.float32]:
 def _clean_latents(sample: Sample, prediction: torch.Tensor) -> torch.Tensor:
     """The latents without their noise, if the prediction is right.
 
-    How much picture and noise there is in them is asked of the scheduler's own add_noise; epsilon and
+    Epsilon and
     v-prediction: Salimans and Ho, "Progressive distillation", appendix D.
     """
     kind = getattr(sample.scheduler.config, "prediction_type", "epsilon")
     if kind == "sample":
         return prediction
-    timestep = sample.timesteps[sample.index : sample.index + 1]
     one, zero = torch.ones_like(sample.latents), torch.zeros_like(sample.latents)
-    alpha = float(sample.scheduler.add_noise(one, zero, timestep).flatten()[0])
-    sigma = float(sample.scheduler.add_noise(zero, one, timestep).flatten()[0])
+    alpha, sigma = (float(each.flatten()[0]) for each in (sample.noised(one, zero), sample.noised(zero, one)))
     if kind == "v_prediction":
         length = (alpha**2 + sigma**2) ** 0.5
         clean: torch.Tensor = (alpha / length) * (sample.latents / length) - (sigma / length) * prediction

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from httpx2 import HTTPError  # huggingface_hub's own HTTP client
 from huggingface_hub import HfApi, snapshot_download
@@ -31,22 +32,37 @@ def pull(source: Hub) -> None:
 
     A pull that was broken off goes on where it was. Raises PullFailed.
     """
-    try:
+    with _hub_failures(source.repo_id, source.revision):
         found = HfApi().model_info(source.repo_id, revision=source.revision, timeout=ANSWER_TIMEOUT_SECONDS)
         wanted = wanted_files(sibling.rfilename for sibling in found.siblings or ())
         snapshot_download(source.repo_id, revision=found.sha, local_dir=source.path, allow_patterns=wanted)
+
+
+def family_on_hub(repo_id: str) -> str:
+    """By the names of its files. Raises PullFailed, also where weights are pickles only."""
+    with _hub_failures(repo_id, None):
+        found = HfApi().model_info(repo_id, timeout=ANSWER_TIMEOUT_SECONDS)
+    names = [sibling.rfilename for sibling in found.siblings or ()]
+    wanted_files(names)
+    return _family_of(names)
+
+
+@contextmanager
+def _hub_failures(repo_id: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
     except GatedRepoError as error:
         raise PullFailed(
-            f"{source.repo_id} asks for its terms to be accepted on the hub, and for a token in HF_TOKEN."
+            f"{repo_id} asks for its terms to be accepted on the hub, and for a token in HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
-        raise PullFailed(f"{source.repo_id} has no revision {source.revision}.") from error
+        raise PullFailed(f"{repo_id} has no revision {revision}.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise PullFailed(f"The hub has no public model {source.repo_id} (a private one needs HF_TOKEN).") from error
+        raise PullFailed(f"The hub has no public model {repo_id} (a private one needs HF_TOKEN).") from error
     except OfflineModeIsEnabled as error:
         raise PullFailed("HF_HUB_OFFLINE is set: nothing may be fetched.") from error
     except HfHubHTTPError as error:
-        raise PullFailed(f"The hub refused {source.repo_id}: {error.response.status_code}.") from error
+        raise PullFailed(f"The hub refused {repo_id}: {error.response.status_code}.") from error
     except (HTTPError, OSError) as error:
         raise PullFailed(f"The hub cannot be reached, or not to the end ({error.__class__.__name__}).") from error
 
@@ -57,7 +73,7 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     Whole weights are preferred to half-precision ones. Raises PullFailed where weights are pickles only.
     """
     listed = list(names)
-    family = "sdxl" if any(name.startswith("text_encoder_2/") for name in listed) else "sd"
+    family = _family_of(listed)
     inside = [name for name in listed if name.split("/")[0] in PARTS[family]]
     texts = [name for name in inside if name.endswith(TEXT_SUFFIXES)]
     weights = [name for name in inside if name.endswith(SAFETENSORS)]
@@ -67,6 +83,10 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     if not _complete(chosen, family):
         raise PullFailed(f"The repository does not hold all parts as safetensors: {WHY_NO_PICKLES}.")
     return ["model_index.json", *texts, *chosen]
+
+
+def _family_of(names: Iterable[str]) -> str:
+    return "sdxl" if any(name.startswith("text_encoder_2/") for name in names) else "sd"
 
 
 def _complete(weights: Iterable[str], family: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from storage.addons import Embedding
 from storage.job import LoraUse, MaskedAreaInit, WeightedPrompt
 from storage.schedulers import num_evaluations
 from worker.errors import InternalError
+from worker.ip_adapters import Glance, Look
 from worker.loading import LoadedModel
+from worker.looking import looking
 from worker.prompts import Conditioning
 from worker.schedulers import Plan
+from worker.walks import Walk, take_steps
 
 PIXEL_MAX = 255.0
 
@@ -42,10 +48,15 @@ class Painting:
     use_karras_sigmas: bool = False
     algorithm_type: str | None = None
     weighted_prompts: tuple[WeightedPrompt, ...] = ()
+    clip_skip: int | None = None
+    embeddings: tuple[Embedding, ...] = ()
+    look: Look | None = None
     masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
     loras: tuple[LoraUse, ...] = ()
     vae: str | None = None
     deadline: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the job is to be told; written before its first picture is there."""
 
     @property
     def num_evaluations(self) -> int:
@@ -66,6 +77,7 @@ class CallShape:
     model: str
     latent_shape: tuple[int, ...]
     conditioning_length: int
+    ip_adapter: str | None
     dtype: torch.dtype
     adapters: tuple[LoraUse, ...] = ()
 
@@ -74,6 +86,7 @@ class CallShape:
 class Sample:
     """One image being made. Tensors have one row and lie on the model's device; timesteps on the CPU.
 
+    Where there is a `walk`, its weights make the steps, and the scheduler takes none.
     `masked_latents` is for UNets of 9 channels (they are shown mask and masked picture). `kept_latents`
     are those of the picture, put back after every step where it is kept: for UNets of 4 channels, and for
     all where the mask has gray (`strength`, from 0 = keep to 1 = repaint).
@@ -82,6 +95,7 @@ class Sample:
     model: LoadedModel
     generator: torch.Generator
     scheduler: Any
+    walk: Walk | None
     step_arguments: Mapping[str, Any]
     timesteps: torch.Tensor
     unet_timesteps: list[float]
@@ -94,7 +108,10 @@ class Sample:
     strength: torch.Tensor | None
     masked_latents: torch.Tensor | None
     kept_latents: torch.Tensor | None
+    glance: Glance | None = None
     index: int = 0
+    remembered: torch.Tensor | None = None
+    """See walks.take_steps; (1, m, c * h * w)."""
 
     @property
     def finished(self) -> bool:
@@ -106,18 +123,26 @@ class Sample:
             model=self.model.id,
             latent_shape=tuple(self.latents.shape[1:]),
             conditioning_length=self.conditioning.hidden.shape[1],
+            ip_adapter=self.glance.looker.adapter.id if self.glance else None,
             dtype=self.latents.dtype,
             adapters=self.model.loras.uses,
         )
 
     def unet_input(self) -> torch.Tensor:
-        scaled: torch.Tensor = self.scheduler.scale_model_input(self.latents, self.timesteps[self.index])
+        if self.walk is None:
+            scaled: torch.Tensor = self.scheduler.scale_model_input(self.latents, self.timesteps[self.index])
+        else:
+            scale = self.walk.input_scales[self.index]
+            scaled = self.latents if scale == 1 else self.latents * scale
         if self.masked_latents is None:
             return scaled
         return torch.cat([scaled, self.mask, self.masked_latents], dim=1)
 
     def advance(self, noise_prediction: torch.Tensor) -> None:
         """One step of this sample's scheduler."""
+        if self.walk is not None:
+            advance_together([self], [noise_prediction])
+            return
         timestep = self.timesteps[self.index]
         self.latents = self.scheduler.step(
             noise_prediction, timestep, self.latents, **self.step_arguments, return_dict=False
@@ -134,9 +159,16 @@ class Sample:
         if kept is None:
             return
         if not self.finished:
-            kept = self.scheduler.add_noise(kept, self.noise, self.timesteps[self.index : self.index + 1])
-        free = self._free()
-        self.latents = (1 - free) * kept + free * self.latents
+            kept = self.noised(kept, self.noise)
+        self.latents = torch.lerp(kept, self.latents, self._free())
+
+    def noised(self, picture: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The picture's latents with as much noise as belongs to the step to come."""
+        if self.walk is None:
+            mixed: torch.Tensor = self.scheduler.add_noise(picture, noise, self.timesteps[self.index : self.index + 1])
+            return mixed
+        of_picture, of_noise = self.walk.levels[self.index]
+        return torch.add(of_picture * picture, noise, alpha=of_noise)
 
     def _free(self) -> torch.Tensor:
         """1 where this step is free to paint, 0 where the picture is kept, (1, 1, h, w)."""
@@ -158,6 +190,49 @@ class Sample:
         return picture
 
 
+def advance_together(samples: Sequence[Sample], predictions: Sequence[torch.Tensor]) -> None:
+    """One step of each of these samples, of one latent shape; those of equal memory are computed at once.
+
+    Each one that draws does so from its own generator, as its scheduler would. Samples without a walk take their
+    scheduler's step.
+    """
+    together: dict[int, list[tuple[Sample, Walk, torch.Tensor]]] = defaultdict(list)
+    for sample, prediction in zip(samples, predictions, strict=True):
+        if sample.walk is None:
+            sample.advance(prediction)
+        else:
+            together[sample.walk.num_remembered].append((sample, sample.walk, prediction))
+    for group in together.values():
+        _advance([sample for sample, _, _ in group], [walk for _, walk, _ in group], [each for _, _, each in group])
+
+
+def _advance(samples: Sequence[Sample], walks: Sequence[Walk], predictions: Sequence[torch.Tensor]) -> None:
+    latents, remembered = take_steps(
+        walks=walks,
+        indexes=[sample.index for sample in samples],
+        latents=torch.cat([sample.latents for sample in samples]),
+        predictions=torch.cat(list(predictions)),
+        noise=[_draw(sample, walk) for sample, walk in zip(samples, walks, strict=True)],
+        remembered=_all_remembered(samples, walks[0].num_remembered),
+    )
+    for row, sample in enumerate(samples):
+        sample.latents, sample.remembered = latents[row : row + 1], remembered[row : row + 1]
+        sample.index += 1
+        sample.hold_back()
+
+
+def _draw(sample: Sample, walk: Walk) -> torch.Tensor | None:
+    if not walk.draws[sample.index]:
+        return None
+    return torch.randn(sample.latents.shape, generator=sample.generator, dtype=walk.draw_dtype or sample.latents.dtype)
+
+
+def _all_remembered(samples: Sequence[Sample], count: int) -> torch.Tensor:
+    first = samples[0].latents
+    nothing = first.new_zeros((1, count, first.numel()), dtype=torch.float32)
+    return torch.cat([nothing if sample.remembered is None else sample.remembered for sample in samples])
+
+
 def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
     """One UNet call for samples of one call shape: the guided noise prediction of each, (1, 4, h, w).
 
@@ -171,18 +246,33 @@ def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
     rows = [sample for sample, _ in guided] + list(samples)
     conditioning = [unconditional for _, unconditional in guided] + [sample.conditioning for sample in samples]
     timesteps = torch.tensor([sample.unet_timesteps[sample.index] for sample in rows])
-    noise: torch.Tensor = model.unet(
-        torch.cat([inputs[sample] for sample in rows]),
-        timesteps.to(model.device),
-        encoder_hidden_states=torch.cat([each.hidden for each in conditioning]),
-        added_cond_kwargs=_added(conditioning, samples[0]),
-        return_dict=False,
-    )[0]
+    with _shown([sample for sample, _ in guided], samples) as unet:
+        noise: torch.Tensor = unet(
+            torch.cat([inputs[sample] for sample in rows]),
+            timesteps.to(model.device),
+            encoder_hidden_states=torch.cat([each.hidden for each in conditioning]),
+            added_cond_kwargs=_added(conditioning, samples[0]),
+            return_dict=False,
+        )[0]
     unconditional_of = {sample: noise[row : row + 1] for row, (sample, _) in enumerate(guided)}
     return [
         _guide(sample, unconditional_of.get(sample), noise[row : row + 1])
         for row, sample in enumerate(samples, start=len(guided))
     ]
+
+
+@contextmanager
+def _shown(guided: Sequence[Sample], samples: Sequence[Sample]) -> Iterator[Any]:
+    """The UNet, with the samples' pictures before it, where they have any."""
+    model = samples[0].model
+    conditional = [sample.glance for sample in samples if sample.glance]
+    if not conditional:
+        yield model.unet
+        return
+    unconditional = [sample.glance for sample in guided if sample.glance]
+    with looking(model.cross_attentions, conditional, unconditional):
+        # A graph, where there are any, would do again what was done without the pictures.
+        yield model.plain_unet
 
 
 def _guide(sample: Sample, unconditional: torch.Tensor | None, conditional: torch.Tensor) -> torch.Tensor:

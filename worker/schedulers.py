@@ -14,6 +14,9 @@ import diffusers
 import torch
 
 from storage.schedulers import SCHEDULERS, num_steps
+from worker.walks import Walk, find_walk
+
+MAX_WALKS = 256
 
 
 def make_scheduler(
@@ -50,22 +53,48 @@ class Plan:
 
 
 class Schedulers:
-    """One model's schedulers: each made once, and copied for each sample. Safe to use from many threads.
+    """One model's schedulers: each made once, its walk through a plan found once. Safe to use from many threads.
 
     Making one anew takes diffusers up to 0.16 s (the KDPM2 ones work through all the noise levels of the
-    training), as long as many steps.
+    training), as long as many steps; finding a walk takes as long as the scheduler's own steps.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
         self._lock = threading.Lock()
         self._pristine: dict[tuple[str, bool, str | None], Any] = {}
+        self._walks: dict[Plan, Walk | None] = {}
 
     def prepare(self, plan: Plan) -> None:
-        """Make the scheduler, if it is not there yet. Raises ValueError for one that is not offered."""
+        """Find the plan's walk, if it is not known yet. Raises ValueError for a scheduler that is not offered."""
+        if plan in self._walks:
+            return
+        scheduler, timesteps = self._set_up(plan)
+        walk = find_walk(scheduler, timesteps, functools.partial(step_arguments, scheduler))
+        with self._lock:
+            if len(self._walks) >= MAX_WALKS:
+                del self._walks[next(iter(self._walks))]
+            self._walks[plan] = walk
+
+    def begin(self, plan: Plan) -> tuple[Any, torch.Tensor, Walk | None]:
+        """A sample's scheduler, the timesteps it is to walk through, and its walk.
+
+        With a walk the scheduler is shared and takes no step; without one it is the sample's own.
+        """
+        self.prepare(plan)
+        walk = self._walks.get(plan)
+        if walk is not None:
+            return walk.scheduler, walk.timesteps, walk
+        return *self._set_up(plan), None
+
+    def _set_up(self, plan: Plan) -> tuple[Any, torch.Tensor]:
+        scheduler = copy.deepcopy(self._pristine_of(plan))
+        return scheduler, plan_timesteps(scheduler, plan.num_inference_steps, plan.strength)
+
+    def _pristine_of(self, plan: Plan) -> Any:
         key = (plan.scheduler, plan.use_karras_sigmas, plan.algorithm_type)
         if key in self._pristine:
-            return
+            return self._pristine[key]
         scheduler = make_scheduler(
             plan.scheduler,
             self._config,
@@ -73,13 +102,7 @@ class Schedulers:
             algorithm_type=plan.algorithm_type,
         )
         with self._lock:
-            self._pristine.setdefault(key, scheduler)
-
-    def begin(self, plan: Plan) -> tuple[Any, torch.Tensor]:
-        """A sample's own scheduler, and the timesteps it is to walk through."""
-        self.prepare(plan)
-        scheduler = copy.deepcopy(self._pristine[plan.scheduler, plan.use_karras_sigmas, plan.algorithm_type])
-        return scheduler, plan_timesteps(scheduler, plan.num_inference_steps, plan.strength)
+            return self._pristine.setdefault(key, scheduler)
 
 
 def inpainting_config(config: Mapping[str, Any], *, corrects_offset: bool = True) -> dict[str, Any]:

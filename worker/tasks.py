@@ -22,9 +22,14 @@ from storage.model_catalog import ModelCatalog, ModelEntry
 from storage.schedulers import num_evaluations
 from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, StartTimedOut, TimedOut, WorkerUnfit
-from worker.inputs import Inputs, Sources, open_inputs, scale_part, scale_picture
-from worker.masks import composite, covered, feather, is_empty, paste_weight, scale_strength
+from worker.framing import Frame, frame_for
+from worker.inputs import Inputs, Sources, open_inputs
+from worker.inversions import find_embeddings
+from worker.ip_adapters import find_look
+from worker.known_words import unknown_words
+from worker.masks import feather, is_empty, paste_weight
 from worker.png import encode_png
+from worker.safety import Safety
 from worker.sample import Painting
 from worker.settings import WorkerSettings
 
@@ -43,9 +48,13 @@ Value = TypeVar("Value")
 class Painter(Watched, Protocol):
     """The engine as a ticket's thread sees it."""
 
+    def favoured_models(self) -> frozenset[str]: ...
+
     def paint(self, painting: Painting) -> Sequence[NDArray[np.uint8]]: ...
 
     def paint_each(self, painting: Painting) -> Generator[tuple[int, NDArray[np.uint8]]]: ...
+
+    def aside(self, action: Callable[[], Value]) -> Value: ...
 
 
 class LeaseLost(Exception):
@@ -63,6 +72,7 @@ class Workshop:
     sources: Sources
     catalog: ModelCatalog
     engine: Painter
+    safety: Safety
     clerk: Clerk
     settings: WorkerSettings
     max_attempts: int
@@ -85,7 +95,7 @@ def work_off_ticket(workshop: Workshop) -> str:
         workshop.clerk.owe_ticket()
         return "no job claimed: this worker stops"
     try:
-        job = workshop.jobs.claim_next(worker=workshop.name, resident_models=workshop.engine.resident_models())
+        job = workshop.jobs.claim_next(worker=workshop.name, resident_models=workshop.engine.favoured_models())
     except StorageUnavailable as error:
         log.warning("claim_failed", error=str(error))
         return "no job claimed: Redis does not answer"
@@ -159,41 +169,51 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
         raise StartTimedOut
     inputs = _patiently(workshop, claim, lambda: open_inputs(job, workshop.sources, deadline=claim.deadline))
     _check(claim)
+    workshop.safety.prepare(job.safety_checker)
     entry = workshop.catalog.find(job.model)
     if entry is None:
         raise ModelUnavailable(f"There is no model {job.model} here any more.")
-    worked_size = entry.worked_size(inputs.width, inputs.height)
-    notes: dict[str, Any] = {"model": job.model, "worked_size": list(worked_size)}
+    frame = frame_for(inputs.mask, entry)
+    notes: dict[str, Any] = {"model": job.model, "worked_size": list(frame.worked_size)}
+    if unknown := unknown_words(entry, [job.prompt, *(each.text for each in job.weighted_prompts)]):
+        notes["unknown_words"] = unknown
     evaluations = 0
     if is_empty(inputs.mask):
         notes["mask_empty"] = True
+    elif (frame.width, frame.height) != (inputs.width, inputs.height):
+        notes["worked_box"] = frame.box
     if is_empty(inputs.mask) or not job.num_inference_steps:
         pictures = (inputs.picture for _ in range(job.num_images))
     else:
         evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
-        pictures = _repainted(workshop, claim, inputs, entry, worked_size)
+        pictures = _repainted(workshop, claim, inputs, frame, entry=entry, notes=notes)
     images: list[ResultImage] = []
     with closing(pictures):
         for picture in pictures:
-            images.append(_store(workshop, claim, len(images), picture))
+            shown, found = workshop.safety.checked(picture, job.safety_checker)
+            images.append(_store(workshop, claim, len(images), shown, nsfw=found))
             if len(images) < job.num_images:
                 _publish(workshop, claim, images)
     notes |= {"unet_evaluations": evaluations * job.num_images, "seconds": round(claim.seconds, 3)}
-    return job.succeeded(tuple(images), at=claim.now, num_steps=evaluations, notes=notes)
+    nsfw = any(image.nsfw for image in images)
+    return job.succeeded(tuple(images), at=claim.now, num_steps=evaluations, nsfw=nsfw, notes=notes)
 
 
 def _repainted(
-    workshop: Workshop, claim: Claim, inputs: Inputs, entry: ModelEntry, worked_size: tuple[int, int]
+    workshop: Workshop, claim: Claim, inputs: Inputs, frame: Frame, *, entry: ModelEntry, notes: dict[str, Any]
 ) -> Generator[NDArray[np.uint8]]:
-    """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched."""
+    """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched.
+
+    `notes` gets what the engine has to say about the job.
+    """
     job = claim.job
     painting = Painting(
         job_id=job.job_id,
         model=job.model,
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
-        picture=scale_picture(inputs.picture, *worked_size),
-        mask=scale_strength(inputs.mask, *worked_size),
+        picture=frame.picture_for_model(inputs.picture),
+        mask=frame.mask_for_model(inputs.mask),
         seeds=tuple(job.seed_of(index) for index in range(job.num_images)),
         num_inference_steps=job.num_inference_steps,
         guidance_scale=job.guidance_scale,
@@ -202,10 +222,14 @@ def _repainted(
         use_karras_sigmas=job.use_karras_sigmas,
         algorithm_type=job.algorithm_type,
         weighted_prompts=job.weighted_prompts,
+        clip_skip=job.clip_skip,
+        embeddings=find_embeddings(workshop.catalog.addons, job.embeddings),
+        look=find_look(workshop.catalog.addons, job.ip_adapter, inputs.look),
         masked_area_init=job.masked_area_init,
         loras=job.loras,
         vae=job.vae,
         deadline=claim.deadline,
+        notes=notes,
     )
     # Before the engine's part: nothing that can be done by then is left for when the client waits.
     # What continues the picture exactly needs no edge in which the old one shines through.
@@ -214,15 +238,7 @@ def _repainted(
     with closing(_in_order(workshop.engine.paint_each(painting))) as painted:
         for picture in painted:
             _check(claim)
-            yield _pasted_back(picture, inputs, soft_mask)
-
-
-def _pasted_back(painted: NDArray[np.uint8], inputs: Inputs, soft_mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    part = covered(soft_mask)
-    picture = inputs.picture.copy()
-    new = scale_part(painted, inputs.width, inputs.height, part)
-    picture[part] = composite(picture[part], new, soft_mask[part])
-    return picture
+            yield frame.paste(picture, inputs.picture, soft_mask)
 
 
 def _in_order(painted: Generator[tuple[int, NDArray[np.uint8]]]) -> Generator[NDArray[np.uint8]]:
@@ -243,7 +259,7 @@ def _publish(workshop: Workshop, claim: Claim, images: list[ResultImage]) -> Non
         log.warning("picture_not_published", **claim.job.log_context())
 
 
-def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uint8]) -> ResultImage:
+def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uint8], *, nsfw: bool) -> ResultImage:
     job, seed = claim.job, claim.job.seed_of(index)
     height, width = picture.shape[:2]
     parameters = {
@@ -255,13 +271,15 @@ def _store(workshop: Workshop, claim: Claim, index: int, picture: NDArray[np.uin
         "strength": job.strength,
         "scheduler": job.scheduler,
         "model": job.model,
+        **({"loras": {use.id: use.strength for use in job.loras}} if job.loras else {}),
+        **({"vae": job.vae} if job.vae else {}),
         "size": f"{width}x{height}",
         "software": SOFTWARE,
     }
     png, key = encode_png(picture, parameters), f"results/{job.job_id}/{job.fence}/{index}.png"
     claim.stored_keys.append(key)
     _patiently(workshop, claim, lambda: workshop.images.put(key, png, PNG_CONTENT_TYPE))
-    return ResultImage(key=key, seed=seed, width=width, height=height, size_bytes=len(png))
+    return ResultImage(key=key, seed=seed, width=width, height=height, size_bytes=len(png), nsfw=nsfw)
 
 
 def _check(claim: Claim) -> None:

@@ -14,23 +14,26 @@ from typing import Any
 from api.addresses import picture_links
 from api.dialects import family_addons
 from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields, refused_fields
+from api.dialects.family_safety import safety_of
+from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
 from api.fields import is_blank, read_fields
 from api.weightless import needs_prompt, settled
-from storage.job import Failure, InpaintJob, JobStatus
+from storage.job import Failure, InpaintJob, JobStatus, SafetyAction
 from storage.model_catalog import ModelCatalog, ModelEntry
-from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, SOLVERS, UNUSABLE_SCHEDULERS
 
 SHOWN_CHARS = 100
 LEFT_OUT = "-"
 NO_EFFECT_WITHOUT_WEIGHTS = frozenset(
     {
         *("prompt", "negative_prompt", "enhance_prompt", "num_inference_steps", "steps", "guidance_scale"),
-        *("strength", "scheduler", "use_karras_sigmas", "algorithm_type"),
+        *("strength", "scheduler", "use_karras_sigmas", "algorithm_type", "clip_skip"),
     }
 )
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
+# What the worker notes beside the pictures, where there is something to say.
+SHOWN_NOTES = ("mask_empty", "worked_size", "worked_box", "unknown_words")
 PROCESSING_TIP = "The image is being made: get it from fetch_result, or wait for your webhook."
 
 
@@ -42,6 +45,7 @@ class Variant:
     body: type[InpaintBody]
     enhance_by_default: bool
     karras_by_default: bool
+    safety_action: SafetyAction
     fetch_path: str
     meta_names: tuple[str, ...]
 
@@ -57,6 +61,7 @@ class Circumstances:
     max_prompt_chars: int
     now: float
     random_seed: Callable[[], int]
+    ignores_missing_checker: bool = False
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
 
@@ -70,21 +75,16 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     """
     asked = _read(body, variant.body, circumstances)
     entry = _model(asked.model_id, circumstances.catalog)
-    scheduler = _scheduler(asked.scheduler, entry)
-    has_karras = SCHEDULERS[scheduler].honours_karras
-    wants_karras = variant.karras_by_default if asked.use_karras_sigmas is None else asked.use_karras_sigmas
+    sampling = sampling_of(asked, entry, karras_by_default=variant.karras_by_default)
     enhances = variant.enhance_by_default if asked.enhance_prompt is None else asked.enhance_prompt
-    prompt, negative_prompt = (
-        enhanced(asked.prompt, asked.negative_prompt, entry) if enhances else (asked.prompt, asked.negative_prompt)
-    )
-    ignored = ignored_fields(body)
-    if asked.use_karras_sigmas and not has_karras:
-        ignored.append("use_karras_sigmas")
-    ignored += family_addons.ignored_fields(asked)
-    algorithm_type = _algorithm_type(asked.algorithm_type)
-    if algorithm_type is not None and algorithm_type not in SCHEDULERS[scheduler].algorithm_types:
-        ignored.append("algorithm_type")
-        algorithm_type = None
+    prompt, negative_prompt = family_addons.in_style(asked)
+    if enhances:
+        prompt, negative_prompt = enhanced(prompt, negative_prompt, entry)
+    embeddings = family_addons.embeddings_of(asked, entry, circumstances.catalog)
+    safety_action, ignored = safety_of(asked, variant.safety_action, circumstances)
+    ignored += ignored_fields(body)
+    ignored += sampling.ignored
+    ignored += family_addons.ignored_fields(asked, embeddings, (prompt, negative_prompt))
     if not entry.has_weights:
         given = (name for name in body if name in NO_EFFECT_WITHOUT_WEIGHTS and not is_blank(body[name]))
         ignored += [name for name in given if name not in ignored]
@@ -106,22 +106,29 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         guidance_scale=guidance_scale,
         strength=asked.strength,
         seed=circumstances.random_seed() if asked.seed in (None, RANDOM_SEED) else asked.seed,
-        scheduler=scheduler,
-        use_karras_sigmas=wants_karras and has_karras,
-        algorithm_type=algorithm_type,
+        scheduler=sampling.scheduler,
+        use_karras_sigmas=sampling.use_karras_sigmas,
+        algorithm_type=sampling.algorithm_type,
         loras=family_addons.loras_of(asked, entry, circumstances.catalog),
         vae=family_addons.vae_of(asked, entry, circumstances.catalog),
+        clip_skip=asked.clip_skip,
+        embeddings=tuple(each.id for each in embeddings),
+        ip_adapter=family_addons.ip_adapter_of(asked, entry, circumstances.catalog),
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
+        safety_checker=safety_action,
         wire={
             "variant": variant.name,
             "base_url": circumstances.base_url,
             "base64": asked.base64,
             "instant_response": asked.instant_response,
             "enhance_prompt": enhances,
+            **({"enhance_style": asked.enhance_style} if family_addons.style_of(asked) else {}),
             "track_id": asked.track_id,
             "ignored": ignored,
+            **sampling.wire,
+            **({"is_sdxl": True} if entry.family == "sdxl" else {}),
         },
         submitted_at=circumstances.now,
     )
@@ -164,29 +171,6 @@ def _model(name: str | None, catalog: ModelCatalog) -> ModelEntry:
     return entry
 
 
-def _scheduler(name: str | None, entry: ModelEntry) -> str:
-    if name is None:
-        return entry.scheduler
-    known = {each.casefold(): each for each in KNOWN_SCHEDULERS}.get(name.casefold())
-    if known in SCHEDULERS:
-        return known
-    choices = ", ".join(SCHEDULERS)
-    if known is None:
-        raise InvalidFields([Problem("scheduler", "not_a_choice", {"value": name[:SHOWN_CHARS], "choices": choices})])
-    facts = {"value": known, "reason": UNUSABLE_SCHEDULERS[known], "choices": choices}
-    raise InvalidFields([Problem("scheduler", "unusable_choice", facts)])
-
-
-def _algorithm_type(name: str | None) -> str | None:
-    """One of SOLVERS; None for no wish. The vendor's documents write three plus signs."""
-    if name is None or name.casefold() == "none":
-        return None
-    solver = name.casefold().rstrip("+") + "++"
-    if solver not in SOLVERS:
-        raise InvalidFields([Problem("algorithm_type", "not_a_choice", {"choices": ", ".join(SOLVERS)})])
-    return solver
-
-
 def _steps(asked: InpaintBody, entry: ModelEntry, max_steps: int) -> int:
     steps = asked.num_inference_steps or asked.steps or entry.num_inference_steps
     return min(steps, max_steps)
@@ -224,8 +208,9 @@ def meta(job: InpaintJob, variant: Variant) -> dict[str, Any]:
     values = _meta_values(job)
     shown = {name: values[name] for name in variant.meta_names}
     shown["ignored"] = list(job.wire.get("ignored", ()))
+    shown |= {name: job.wire[name] for name in ("scheduler_asked",) if name in job.wire}
     shown |= {name: value for name, value in family_addons.meta(job).items() if value is not None}
-    return shown | {name: job.notes[name] for name in ("mask_empty", "worked_size") if job.notes.get(name)}
+    return shown | {name: job.notes[name] for name in SHOWN_NOTES if job.notes.get(name)}
 
 
 def _meta_values(job: InpaintJob) -> dict[str, Any]:
@@ -258,7 +243,10 @@ def _meta_values(job: InpaintJob) -> dict[str, Any]:
         "file_prefix": job.image_id,
         "outdir": "images",
         "output": links(job),
-        "is_sdxl": False,
+        "is_sdxl": bool(wire.get("is_sdxl")),
+        "safety_checker": yes_no(job.safety_checker is not None),
+        "safetychecker": yes_no(job.safety_checker is not None),
+        "safety_checker_type": job.safety_checker,
         **NOT_DONE,
         **family_addons.meta(job),
     }
@@ -270,16 +258,8 @@ def yes_no(flag: bool) -> str:
 
 # What the vendor's meta names and this service does not do, each with the value that says so.
 NOT_DONE: dict[str, Any] = {
-    "safety_checker": "no",
-    "safetychecker": "no",
-    "safety_checker_type": None,
-    "clip_skip": None,
-    "ip_adapter_id": None,
-    "ip_adapter_scale": None,
-    "ip_adapter_image": None,
     "upscale": "no",
     "watermark": "no",
-    "enhance_style": None,
     "opacity": 0,
     "padding_down": 0,
     "padding_right": 0,

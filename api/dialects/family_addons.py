@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from api.dialects.family_fields import InpaintBody
+from api.dialects.family_fields import DEFAULT_IP_ADAPTER_SCALE, InpaintBody
 from api.errors import InvalidFields, Problem
-from storage.addons import MAX_LORAS, Addon, find_addon
-from storage.job import InpaintJob, LoraUse
+from api.styles import STYLES, styled
+from storage.addons import MAX_EMBEDDINGS, MAX_LORAS, Addon, Embedding, find_addon
+from storage.job import InpaintJob, IpAdapterUse, LoraUse
 from storage.model_catalog import ModelCatalog, ModelEntry
 
 SHOWN_CHARS = 100
@@ -44,9 +46,58 @@ def vae_of(asked: InpaintBody, entry: ModelEntry, catalog: ModelCatalog) -> str 
     return vae.id
 
 
-def ignored_fields(asked: InpaintBody) -> list[str]:
-    """Those that have no effect beside the others of the body."""
-    return ["lora_strength"] if asked.lora_strength and not asked.lora_model else []
+def embeddings_of(asked: InpaintBody, entry: ModelEntry, catalog: ModelCatalog) -> tuple[Embedding, ...]:
+    """Each once, in the order of the body. Raises InvalidFields."""
+    names = tuple(dict.fromkeys(asked.embeddings_model))
+    if len(names) > MAX_EMBEDDINGS:
+        raise InvalidFields([Problem("embeddings_model", "too_many", {"high": MAX_EMBEDDINGS})])
+    found = [find_addon(catalog.addons.embeddings, name) for name in names]
+    problems = []
+    for name, embedding in zip(names, found, strict=True):
+        problems += _problems("embeddings_model", name, embedding, entry)
+    if problems:
+        raise InvalidFields(problems)
+    return tuple(dict.fromkeys(embedding for embedding in found if embedding))
+
+
+def ip_adapter_of(asked: InpaintBody, entry: ModelEntry, catalog: ModelCatalog) -> IpAdapterUse | None:
+    """Its picture is still as the client gave it. Raises InvalidFields."""
+    if asked.ip_adapter_id is None:
+        return None
+    adapter = find_addon(catalog.addons.ip_adapters, asked.ip_adapter_id)
+    problems = _problems("ip_adapter_id", asked.ip_adapter_id, adapter, entry)
+    if asked.ip_adapter_image is None:
+        problems.append(Problem("ip_adapter_image", "missing"))
+    if problems or adapter is None or asked.ip_adapter_image is None:
+        raise InvalidFields(problems)
+    scale = DEFAULT_IP_ADAPTER_SCALE if asked.ip_adapter_scale is None else asked.ip_adapter_scale
+    return IpAdapterUse(adapter.id, asked.ip_adapter_image, scale)
+
+
+def ignored_fields(asked: InpaintBody, embeddings: Sequence[Embedding], texts: Sequence[str]) -> list[str]:
+    """Those that have no effect beside the others of the body. `texts`: the prompts as the model reads them."""
+    read = " ".join(texts).casefold()
+    without_effect = {
+        "lora_strength": asked.lora_strength and not asked.lora_model,
+        "embeddings_model": embeddings and not any(each.token.casefold() in read for each in embeddings),
+        "ip_adapter_scale": asked.ip_adapter_scale is not None and asked.ip_adapter_id is None,
+        "ip_adapter_image": asked.ip_adapter_image and asked.ip_adapter_id is None,
+        "enhance_style": asked.enhance_style and style_of(asked) is None,
+    }
+    return [name for name, is_without in without_effect.items() if is_without]
+
+
+def style_of(asked: InpaintBody) -> tuple[str, str] | None:
+    """A style's words for the prompt and for the negative prompt; None for no style, or one that is not known."""
+    return STYLES.get((asked.enhance_style or "").casefold())
+
+
+def in_style(asked: InpaintBody) -> tuple[str, str]:
+    """The prompt and the negative prompt, with the words of the style behind them."""
+    style = style_of(asked)
+    if style is None:
+        return asked.prompt, asked.negative_prompt
+    return styled(asked.prompt, style[0]), styled(asked.negative_prompt, style[1])
 
 
 def meta(job: InpaintJob) -> dict[str, Any]:
@@ -56,6 +107,12 @@ def meta(job: InpaintJob) -> dict[str, Any]:
         "lora": ",".join(use.id for use in job.loras) or None,
         "lora_strength": ",".join(strengths) or None,
         "vae": job.vae,
+        "clip_skip": job.notes.get("clip_skip", job.clip_skip),
+        "embeddings_model": ",".join(job.embeddings) or None,
+        "ip_adapter_id": job.ip_adapter.id if job.ip_adapter else None,
+        "ip_adapter_scale": job.ip_adapter.scale if job.ip_adapter else None,
+        "ip_adapter_image": job.wire.get("ip_adapter_image"),
+        "enhance_style": job.wire.get("enhance_style"),
     }
 
 

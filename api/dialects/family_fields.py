@@ -23,10 +23,13 @@ from api.fields import (
     WireNumbers,
     WireTag,
     WireText,
+    WireWish,
     is_blank,
 )
+from api.styles import STYLES
 from storage.addons import MAX_LORA_STRENGTH, MIN_LORA_STRENGTH
-from storage.job import MAX_SEED
+from storage.job import MAX_SEED, SafetyAction
+from storage.schedulers import SCHEDULERS, stand_ins_text
 
 MIN_SIZE = 64
 MAX_SIZE = 1024
@@ -36,6 +39,8 @@ MIN_GUIDANCE_SCALE = 1
 MAX_GUIDANCE_SCALE = 20
 DEFAULT_STRENGTH = 1.0
 RANDOM_SEED = -1
+MAX_CLIP_SKIP = 8
+DEFAULT_IP_ADAPTER_SCALE = 0.6  # as the vendor's
 
 
 class KeyBody(BaseModel):
@@ -60,6 +65,7 @@ class UploadBody(KeyBody):
     base64_string: Annotated[str, WireText(), Field(description="The picture: a data URI or bare base64.")]
 
 
+SAFETY_DEFAULTS = "Default: sensitive_content_text on the community endpoint, black on the others."
 SIZE_MEANING = f"Of the result, in pixels: any number from {MIN_SIZE} to {MAX_SIZE}, whatever the picture's own size."
 
 
@@ -100,15 +106,25 @@ class InpaintBody(KeyBody):
         Field(description="Null or -1: random, see meta.seed. Picture k uses seed + k, modulo 2^32."),
     ] = None
     scheduler: Annotated[
-        str | None, WireName(), Field(description="A class name of diffusers. Default: the model's.")
+        str | None,
+        WireName(),
+        Field(
+            description=f"A class name of diffusers: one of {', '.join(SCHEDULERS)}; or of those that cannot inpaint, "
+            f"painted by the nearest that can, which meta.scheduler names: {stand_ins_text()}. Default: the model's."
+        ),
     ] = None
     use_karras_sigmas: Annotated[
-        bool | None, WireFlag(), Field(description="Ignored where the scheduler has none.")
+        bool | None,
+        WireFlag(),
+        Field(description="For the schedulers that have them; meta.ignored names it elsewhere."),
     ] = None
     algorithm_type: Annotated[
         str | None,
         WireName(),
-        Field(description="dpmsolver++ or sde-dpmsolver++, for the DPM solvers; ignored elsewhere."),
+        Field(
+            description="none, dpmsolver++ (also written dpmsolver+++) or sde-dpmsolver++, for the DPM solvers; "
+            "meta.ignored names it elsewhere."
+        ),
     ] = None
     base64: Annotated[bool, WireFlag(), Field(description="Links to base64 text files instead of PNGs.")] = False
     temp: Annotated[bool, WireFlag(), Field(description="The result is deleted after 24 hours.")] = False
@@ -126,6 +142,19 @@ class InpaintBody(KeyBody):
         WireFlag(),
         Field(description="Append the model's prompt suffix and negative prompt, see meta.prompt."),
     ] = None
+    safety_checker: Annotated[
+        bool | None,
+        WireFlag(),
+        Field(description="Hide pictures in which the safety checker finds something, see nsfw_content_detected."),
+    ] = None
+    safetychecker: Annotated[
+        bool | None, WireFlag(), Field(description="The same, its older name; safety_checker counts if both are given.")
+    ] = None
+    safety_checker_type: Annotated[
+        str | None,
+        WireName(),
+        Field(description=f"How: {', '.join(SafetyAction)}. No effect without safety_checker. {SAFETY_DEFAULTS}"),
+    ] = None
     lora_model: Annotated[
         tuple[str, ...],
         WireNames(),
@@ -140,6 +169,40 @@ class InpaintBody(KeyBody):
         str | None,
         WireName(),
         Field(description="A VAE of the models file in place of the model's own; for models of its family."),
+    ] = None
+    clip_skip: Annotated[
+        int | None,
+        WireInteger(1, MAX_CLIP_SKIP),
+        Field(
+            description="How many of the text encoder's last layers to leave out, for the prompt; more than there are "
+            "is capped, see meta.clip_skip. Default: none."
+        ),
+    ] = None
+    embeddings_model: Annotated[
+        tuple[str, ...],
+        WireNames(),
+        Field(
+            description="Textual inversions of the models file, with commas between: each one's word in a prompt "
+            "stands for what it has learned. For models of their family."
+        ),
+    ] = ()
+    ip_adapter_id: Annotated[
+        str | None,
+        WireWish(),
+        Field(description="An IP-adapter of the models file, for models of its family: shows ip_adapter_image."),
+    ] = None
+    ip_adapter_scale: Annotated[
+        float | None,
+        WireNumber(0, 1),
+        Field(description=f"How much the model heeds the picture. Default: {DEFAULT_IP_ADAPTER_SCALE}."),
+    ] = None
+    ip_adapter_image: Annotated[
+        str | None, WireName(), Field(description="What the IP-adapter shows the model. As init_image.")
+    ] = None
+    enhance_style: Annotated[
+        str | None,
+        WireWish(),
+        Field(description=f"Append a style's words to both prompts: {', '.join(STYLES)}. Others are ignored."),
     ] = None
 
 
@@ -170,18 +233,9 @@ class FieldFate:
     note: str
 
 
-REFUSED = {
-    "ip_adapter_id": "IP adapters are not supported yet.",
-    "ip_adapter_scale": "IP adapters are not supported yet.",
-    "ip_adapter_image": "IP adapters are not supported yet.",
-}
+REFUSED: dict[str, str] = {}
 _NOT_HERE = "Belongs to other endpoints of these APIs."
 IGNORED = {
-    "safety_checker": "No safety checker runs yet.",
-    "safetychecker": "Older name of safety_checker.",
-    "safety_checker_type": "No safety checker runs yet.",
-    "clip_skip": "Not supported yet.",
-    "enhance_style": "There are no named styles.",
     "upscale": _NOT_HERE,
     "watermark": "Nothing is stamped on the result.",
     "opacity": "Of the watermark.",
@@ -196,7 +250,6 @@ IGNORED = {
     "panorama": _NOT_HERE,
     "self_attention": _NOT_HERE,
     "tomesd": _NOT_HERE,
-    "embeddings_model": _NOT_HERE,
     "full_url": _NOT_HERE,
 }
 

@@ -143,6 +143,7 @@ def _circumstances(api_key: ApiKey) -> Circumstances:
         max_steps=all_parts.settings.max_steps,
         max_prompt_chars=all_parts.settings.max_prompt_chars,
         now=all_parts.clock(),
+        ignores_missing_checker=all_parts.settings.without_safety_checker == "ignore",
         random_seed=lambda: secrets.randbelow(MAX_SEED + 1),
     )
 

@@ -13,7 +13,7 @@ from api.dialects.family import Circumstances, Variant
 from api.dialects.family_fields import CommunityBody, RealtimeBody
 from api.errors import JobNotFound, Refused, WireError
 from api.webhook_message import WebhookMessage
-from storage.job import InpaintJob, JobStatus
+from storage.job import InpaintJob, JobStatus, SafetyAction
 
 NAME = "modelslab"
 PATH_PREFIXES = ("/api/v6/", "/api/v5/", "/api/v1/")
@@ -23,6 +23,7 @@ REALTIME = Variant(
     body=RealtimeBody,
     enhance_by_default=False,
     karras_by_default=False,
+    safety_action=SafetyAction.BLACK,
     fetch_path="/api/v6/realtime/fetch/",
     meta_names=(
         *("prompt", "negative_prompt", "model_id", "scheduler", "width", "height", "W", "H", "n_samples"),
@@ -37,6 +38,7 @@ COMMUNITY = Variant(
     body=CommunityBody,
     enhance_by_default=True,
     karras_by_default=True,
+    safety_action=SafetyAction.TEXT,
     fetch_path="/api/v6/images/fetch/",
     meta_names=(
         *("prompt", "model_id", "scheduler", "safety_checker", "negative_prompt", "W", "H"),
@@ -77,8 +79,10 @@ FAILURE_WORDS = {
     "not_an_image": "{field} is not a valid image",
     "image_too_large": "{field} has too many pixels",
     "model_unavailable": "Model could not be loaded; its operator finds out why with: inpaintd models check",
+    "safety_checker_unavailable": "Failed, the image could not be checked: the safety checker could not be loaded",
     "addon_unavailable": "{field} cannot be used with this model; the worker's log says why",
     "nothing_to_continue": "{field} covers the whole picture: there is nothing to continue",
+    "prompt_too_long": "{field} has too many words",
     "out_of_memory": "Not enough memory for this image, try a smaller one",
     "timed_out": "Failed, the image took too long",
     "start_timed_out": "Failed, nobody started on the image in time",
@@ -99,8 +103,8 @@ PROBLEM_WORDS = {
     "too_small": "{field} must be at least {low}",
     "too_long": "{field} must not be longer than {high} characters",
     "not_a_choice": "{field} must be one of {choices}",
-    "unusable_choice": "{field} {value} cannot be used because {reason}; use one of {choices}",
     "not_supported": "{field} is not supported yet",
+    "no_safety_checker": "{field} cannot be used because this service has no safety checker",
     "unknown_addon": "{field} not found: {value}",
     "other_family": "{field} {value} is not for the model {model}",
     "wrong_count": "{field} must be one number, or {expected} with commas between as in lora_model",

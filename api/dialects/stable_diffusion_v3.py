@@ -24,7 +24,7 @@ from api.errors import (
     WireError,
 )
 from api.webhook_message import WebhookMessage
-from storage.job import InpaintJob, JobStatus
+from storage.job import InpaintJob, JobStatus, SafetyAction
 
 NAME = "stable_diffusion_v3"
 PATH_PREFIXES = ("/api/v3/", "/api/v4/")
@@ -34,6 +34,7 @@ INPAINT = Variant(
     body=LegacyBody,
     enhance_by_default=True,
     karras_by_default=False,
+    safety_action=SafetyAction.BLACK,
     fetch_path="/api/v3/fetch/",
     meta_names=(
         *("H", "W", "file_prefix", "guidance_scale", "init_image", "mask_image", "n_samples"),
@@ -86,8 +87,10 @@ FAILURE_WORDS = {
     "not_an_image": "The {field} is not a valid image.",
     "image_too_large": "The {field} has too many pixels.",
     "model_unavailable": "Model could not be loaded; its operator finds out why with: inpaintd models check",
+    "safety_checker_unavailable": "Failed, the image could not be checked: the safety checker could not be loaded",
     "addon_unavailable": "The {field} cannot be used with this model; the worker's log says why",
     "nothing_to_continue": "The {field} covers the whole picture: there is nothing to continue.",
+    "prompt_too_long": "The {field} has too many words.",
     "out_of_memory": "Not enough memory for this image, try a smaller one",
     "timed_out": "Failed, the image took too long",
     "start_timed_out": "Failed, nobody started on the image in time",
@@ -108,8 +111,8 @@ PROBLEM_WORDS = {
     "too_small": "The {field} must be at least {low}.",
     "too_long": "The {field} may not be longer than {high} characters.",
     "not_a_choice": "The {field} must be one of {choices}.",
-    "unusable_choice": "The {field} {value} cannot be used because {reason}; use one of {choices}.",
     "not_supported": "The {field} is not supported yet.",
+    "no_safety_checker": "The {field} cannot be used because this service has no safety checker.",
     "unknown_addon": "The selected {field} is invalid: {value} was not found.",
     "other_family": "The {field} {value} is not for the model {model}.",
     "wrong_count": "The {field} must be one number, or {expected} with commas between as in lora_model.",
@@ -157,7 +160,9 @@ def render_webhook(job: InpaintJob) -> WebhookMessage:
 
 def _render(job: InpaintJob, eta: float, *, failed_status: str, message: str) -> dict[str, Any]:
     if job.status is JobStatus.SUCCEEDED:
-        return family.success_body(job, INPAINT)
+        # This API's own answer does not have it; who has asked for the check is told all the same.
+        checked = {} if job.safety_checker is None else {"nsfw_content_detected": job.nsfw}
+        return family.success_body(job, INPAINT) | checked
     if job.status.is_final:
         return family.failure_body(job, failed_status, family.failure_words(job.failure, FAILURE_WORDS))
     return family.processing_body(job, INPAINT, eta=eta, message=message)

@@ -6,18 +6,23 @@ local patience = tonumber(ARGV[3])
 local resident = {}
 for _, model in ipairs(cjson.decode(ARGV[4])) do resident[model] = true end
 
--- The ring's first job, unless it can wait and one near the front needs no model to be loaded.
+-- The ring's first job; or one near the front that needs no model to be loaded, while the first can be passed over.
+-- It can for `patience` seconds from the first time: counted from when it was queued, all jobs of a backlog would have
+-- waited too long already, and each would have its model loaded in the order of arrival.
 local function choose(priority)
   local ring = redis.call('ZRANGE', key('waiting', priority), 0, KEYS_LOOKED_AT - 1)
   local first, first_key
   for _, key_id in ipairs(ring) do
     for _, job_id in ipairs(redis.call('ZRANGE', key('waiting', priority, key_id), 0, JOBS_LOOKED_AT - 1)) do
-      local facts = redis.call('HMGET', key('job', job_id), 'model', 'queued_at')
+      local facts = redis.call('HMGET', key('job', job_id), 'model', 'passed_over_at')
       if not first then
         first, first_key = job_id, key_id
-        if next(resident) == nil or now - tonumber(facts[2]) > patience then return first, first_key end
+        if next(resident) == nil or (facts[2] and now - tonumber(facts[2]) > patience) then return first, first_key end
       end
-      if resident[facts[1]] then return job_id, key_id end
+      if resident[facts[1]] then
+        if job_id ~= first then redis.call('HSETNX', key('job', first), 'passed_over_at', tostring(now)) end
+        return job_id, key_id
+      end
     end
   end
   return first, first_key
@@ -35,7 +40,7 @@ for _, priority in ipairs(cjson.decode(ARGV[5])) do
     redis.call('HINCRBY', stored, 'fence', 1)
     redis.call('HINCRBY', stored, 'attempts', 1)
     redis.call('HSET', stored, 'status', 'processing', 'started_at', tostring(now), 'step', 0, 'num_steps', 0)
-    redis.call('HDEL', stored, 'marks')
+    redis.call('HDEL', stored, 'marks', 'passed_over_at')
     redis.call('ZADD', key('leases'), now + tonumber(ARGV[2]), job_id)
     return { before, tostring(now) }
   end

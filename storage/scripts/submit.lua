@@ -28,7 +28,7 @@ end
 
 local number = redis.call('INCR', key('number'))
 redis.call('HSET', stored, 'record', ARGV[3], 'number', number, 'status', job.status, 'fence', 0, 'attempts', 0,
-  'key_id', job.key_id, 'priority', job.priority, 'model', job.model, 'queued_at', tostring(now))
+  'key_id', job.key_id, 'priority', job.priority, 'model', job.model)
 redis.call('SET', key('number', number), job.job_id)
 redis.call('SET', key('image', job.image_id), job.job_id)
 if idempotency then

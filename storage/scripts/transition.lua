@@ -22,7 +22,6 @@ if change.expected_status == 'processing' then
 end
 if change.status == 'queued' then
   redis.call('HDEL', stored, 'started_at', 'step', 'num_steps')
-  redis.call('HSET', stored, 'queued_at', tostring(now))
   enter_waiting(change.job_id, change.key_id, change.priority, change.number)
 end
 if change.ending then conclude(change.job_id, change.ending, now) end

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 import requests
 from httpx_sse import SSEError
-from PIL import Image
+from PIL import Image, ImageChops
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from tests import removal_scene
+from tests import stability_scene as red
 from tests.acceptance.test_modelslab_client import HOLE, SIDE, scene
 from tests.fal_clients import verified
 from tests.service import Service
@@ -113,6 +115,14 @@ def test_subscribe_prints_a_line_for_every_step(fal: ModuleType, client: Any, se
     assert painted.crop(HOLE).tobytes() != picture.crop(HOLE).tobytes()
 
 
+def test_red_is_seen_where_the_mask_is_white_and_nowhere_else(fal: ModuleType, client: Any, service: Service) -> None:
+    mask = ImageChops.invert(red.mask())
+    picture, hole = (f"data:image/png;base64,{red.encoded(each)}" for each in (red.picture(), mask))
+    asked = {"prompt": "a red circle on a white background", "image_url": picture, "mask_url": hole}
+    result = client.subscribe(APP, arguments=arguments(fal, num_inference_steps=20, **asked))
+    red.assert_red_only_where(np.asarray(mask) == 255, np.asarray(downloaded(service, result["image"]["url"])))
+
+
 def test_submit_status_and_result(fal: ModuleType, client: Any) -> None:
     handle = client.submit(APP, arguments=arguments(fal), priority="low", hint="any", start_timeout=60)
     assert isinstance(handle.status(with_logs=True), fal.Queued | fal.InProgress | fal.Completed)
@@ -162,6 +172,13 @@ def until_started(fal: ModuleType, handle: Any) -> Any:
 def test_run_waits_for_the_output(fal: ModuleType, client: Any, service: Service) -> None:
     result = client.run(APP, arguments=arguments(fal), path="/sub", start_timeout=30, hint="any")
     assert downloaded(service, result["image"]["url"]).size == (SIDE, SIDE)
+
+
+def test_without_a_prompt_a_thing_is_taken_away(fal: ModuleType, client: Any, service: Service) -> None:
+    picture, mask = removal_scene.data_uris()
+    asked = {"model_name": "remove", "prompt": "", "image_url": picture, "mask_url": mask}
+    result = client.run(APP, arguments=asked)
+    removal_scene.assert_gone(np.asarray(downloaded(service, result["image"]["url"])))
 
 
 def test_no_steps_give_the_input_back(fal: ModuleType, client: Any, service: Service) -> None:

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 from PIL import Image, ImageChops, ImageDraw
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from tests import removal_scene
+from tests import stability_scene as red
 from tests.service import Service, service
 
 __all__ = ["service"]
@@ -137,6 +140,56 @@ def test_a_picture_is_inpainted_through_the_clients_own_methods(
     changed = [before != after for is_kept, after, before in pixels if is_kept]
     assert not any(changed)
     assert result.crop(HOLE).tobytes() != picture.crop(HOLE).tobytes()
+
+
+RED = "a red circle on a white background"
+
+
+@pytest.mark.parametrize("kind", ["realtime", "community"])
+def test_red_is_seen_where_the_mask_is_white_and_nowhere_else(
+    modelslab: ModuleType, service: Service, kind: str
+) -> None:
+    mask = ImageChops.invert(red.mask())
+    pictures = {
+        "init_image": encoded(red.picture()),
+        "mask_image": encoded(mask),
+        "width": red.SIDE,
+        "height": red.SIDE,
+    }
+    api = apis(modelslab, a_client(modelslab, service))[kind]
+    answer = finished(api, api.inpainting(a_schema(modelslab, kind, prompt=RED, num_inference_steps=20, **pictures)))
+    red.assert_red_only_where(np.asarray(mask) == 255, np.asarray(downloaded(answer["output"][0])))
+
+
+def test_red_is_seen_through_stable_diffusion_v3_and_strange_words_are_named(service: Service) -> None:
+    mask = ImageChops.invert(red.mask())
+    body = {"key": service.key, "prompt": f"{RED}, zebra", "width": red.SIDE, "height": red.SIDE, "seed": 7}
+    pictures = {"init_image": encoded(red.picture()), "mask_image": encoded(mask)}
+    answer = requests.post(f"{service.url}/api/v3/inpaint", json=body | pictures, timeout=60).json()
+    assert answer["status"] == "success", answer
+    assert answer["meta"]["unknown_words"] == ["zebra"]
+    red.assert_red_only_where(np.asarray(mask) == 255, np.asarray(downloaded(answer["output"][0])))
+
+
+@pytest.mark.parametrize("kind", ["realtime", "community"])
+def test_without_a_prompt_a_thing_is_taken_away(modelslab: ModuleType, service: Service, kind: str) -> None:
+    api = apis(modelslab, a_client(modelslab, service))[kind]
+    picture, mask = removal_scene.data_uris()
+    asked = a_schema(modelslab, kind, prompt="", init_image=picture, mask_image=mask)
+    asked.model_id = "remove"
+    answer = finished(api, api.inpainting(asked))
+    assert answer["meta"]["model_id"] == "remove"
+    assert "num_inference_steps" in answer["meta"]["ignored"]
+    removal_scene.assert_gone(np.asarray(downloaded(answer["output"][0])))
+
+
+def test_v3_takes_a_thing_away_without_a_prompt(service: Service) -> None:
+    picture, mask = removal_scene.data_uris()
+    sizes = {"width": removal_scene.SIDE, "height": removal_scene.SIDE}
+    body = {"key": service.key, "model_id": "remove", "init_image": picture, "mask_image": mask, **sizes}
+    answer = requests.post(f"{service.url}/api/v3/inpaint", json=body, timeout=30).json()
+    assert answer["status"] == "success"
+    removal_scene.assert_gone(np.asarray(downloaded(answer["output"][0])))
 
 
 def test_the_client_polls_until_a_job_answered_at_once_is_done(modelslab: ModuleType, service: Service) -> None:

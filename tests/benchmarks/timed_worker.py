@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import worker.framing
 import worker.tasks
 from storage.image_store import FolderImageStore
 from storage.job import InpaintJob
@@ -49,13 +50,21 @@ class Stopwatch:
         return spans
 
 
+# Functions where they are called, methods where they are defined.
+TIMED: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (worker.tasks, ("open_inputs", "feather", "encode_png")),
+    (worker.framing, ("scale_picture", "scale_part", "composite")),
+    (Sample, ("decode",)),
+    (FolderImageStore, ("put",)),
+    (JobStore, ("claim_next",)),
+)
+
+
 def install(stopwatch: Stopwatch, file: Path) -> None:
     """Only one job at a time is told apart from another: its submitter waits before it sends the next."""
-    tasks: Any = worker.tasks
-    for name in ("open_inputs", "scale_picture", "scale_part", "feather", "composite", "encode_png"):
-        setattr(tasks, name, stopwatch.around(name, getattr(tasks, name)))
-    for owner, name in ((Sample, "decode"), (FolderImageStore, "put"), (JobStore, "claim_next")):
-        setattr(owner, name, stopwatch.around(name, getattr(owner, name)))
+    for owner, names in TIMED:
+        for name in names:
+            setattr(owner, name, stopwatch.around(name, getattr(owner, name)))
     finish = stopwatch.around("finish", JobStore.finish)
 
     def finish_and_tell(store: JobStore, job: InpaintJob) -> bool:

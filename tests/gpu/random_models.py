@@ -19,6 +19,8 @@ from tests.tiny_models import make_tokenizer
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
 from worker.loading import LoadedModel, quieten_libraries
+from worker.lora_files import PARTS
+from worker.loras import LoraHost
 from worker.prompts import PromptEncoder, TextTower
 from worker.schedulers import Schedulers, inpainting_config
 
@@ -93,9 +95,10 @@ def make_random_model(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
     config = inpainting_config(dict(scheduler.config), corrects_offset=family == "sd")
+    lora_host = LoraHost(dict(zip(PARTS, (unet, *texts), strict=False)))
     loaded = LoadedModel(
         id=family,
-        unet=GraphedUNet(unet) if device.type == "cuda" else unet,
+        unet=GraphedUNet(unet, is_adapted=lambda: lora_host.adapts) if device.type == "cuda" else unet,
         vae=vae,
         prompts=PromptEncoder([TextTower(tokenizer, each) for each in texts], cache_entries=256),
         encodings=PictureEncodings(2**26),
@@ -103,6 +106,7 @@ def make_random_model(
         device=device,
         dtype=dtype,
         native_size=512 if family == "sd" else 1024,
+        lora_host=lora_host,
     )
     parts = {"unet": unet, "vae": vae, "texts": texts, "tokenizer": tokenizer, "scheduler": scheduler}
     return RandomModel(loaded, _pipeline(family, **parts))

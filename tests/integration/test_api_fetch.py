@@ -105,10 +105,13 @@ def test_a_failed_job_is_failed_in_the_dialects_words(front_end: FrontEnd, path:
 
 def test_what_the_worker_notes_stands_in_meta(front_end: FrontEnd) -> None:
     number = front_end.submit()["id"]
-    front_end.work_once(lambda job: front_end.painted(job, mask_empty=True, worked_size=[64, 64]))
+    front_end.work_once(
+        lambda job: front_end.painted(job, mask_empty=True, worked_size=[64, 64], unknown_words=["fox"])
+    )
     meta = front_end.client.post(f"/api/v3/fetch/{number}", json={"key": front_end.key}).get_json()["meta"]
     assert meta["mask_empty"] is True
     assert meta["worked_size"] == [64, 64]
+    assert meta["unknown_words"] == ["fox"]
     assert meta["model_id"] == "doodle"
 
 

@@ -272,6 +272,12 @@ def test_absent_numbers_are_the_models_own_and_extras_are_taken(fal: Fal) -> Non
     assert most.num_inference_steps == 150
 
 
+def test_a_scheduler_that_cannot_inpaint_is_painted_by_its_stand_in(fal: Fal) -> None:
+    fal.submit(scheduler="karrasvescheduler")
+    job = fal.claimed()
+    assert (job.scheduler, job.use_karras_sigmas) == ("HeunDiscreteScheduler", True)
+
+
 def test_a_failure_of_the_worker_names_the_wires_field(fal: Fal) -> None:
     request_id = fal.submit()
     job = fal.claimed()

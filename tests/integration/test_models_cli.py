@@ -20,6 +20,7 @@ from worker.pulling import PullFailed, wanted_files
 pytestmark = LIBRARY_WARNINGS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+UNET_WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 COMMAND = [sys.executable, "-c", "from worker.cli import models; models()"]
 
 
@@ -90,15 +91,17 @@ def test_list_shows_every_model_and_whether_it_is_here(models_file: Path) -> Non
     assert "it has not been pulled" in run.stdout
 
 
-def test_check_paints_with_a_model(models_file: Path) -> None:
+def test_check_says_what_a_model_is_and_paints_with_it(models_file: Path, original: Path) -> None:
     run = run_models(models_file, "check", "close-by")
     assert run.returncode == 0, run.stderr
     assert "near works: painted 64x64 on cpu" in run.stdout
+    assert "near is a folder of Stable Diffusion 1 or 2, its UNet with 9 channels, predicting epsilon" in run.stdout
+    assert hashlib.sha256((original / UNET_WEIGHTS).read_bytes()).hexdigest() in run.stdout
 
 
 def test_check_says_why_a_model_does_not_work(models_file: Path, original: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(original, tmp_path / "broken")
-    (broken / "unet" / "diffusion_pytorch_model.safetensors").rename(broken / "unet" / "model.ckpt")
+    (broken / UNET_WEIGHTS).rename(broken / "unet" / "model.ckpt")
     models_file.write_text(f'[models.broken]\nfolder = "{broken}"\n')
     run = run_models(models_file, "check", "broken")
     assert run.returncode == 1
@@ -128,6 +131,21 @@ def test_pull_fetches_what_the_engine_loads_and_nothing_else(
     } == expected
     again = run_models(models_file, "check", "far")
     assert again.returncode == 0, again.stderr
+
+
+def test_a_repository_is_added_by_the_names_of_its_files(
+    models_file: Path, original: Path, httpserver: HTTPServer
+) -> None:
+    hub = {"HF_ENDPOINT": httpserver.url_for("").rstrip("/")}
+    serve_hub(httpserver, original, {"text_encoder_2/model.safetensors": b"x", "text_encoder_2/config.json": b"{}"})
+    added = run_models(models_file, "add", "someone/something", "--revision", COMMIT, **hub)
+    assert added.returncode == 0, added.stderr
+    assert "something is a repository of Stable Diffusion XL" in added.stdout
+    assert "inpaintd models pull something" in added.stdout
+    entry = f'[models.something]\nhub = "someone/something"\nrevision = "{COMMIT}"\nfamily = "sdxl"\n'
+    assert models_file.read_text().endswith(f'hub = "someone/something"\n\n{entry}')
+    offline = run_models(models_file, "add", "someone/else", HF_HUB_OFFLINE="1")
+    assert (offline.returncode, "HF_HUB_OFFLINE is set" in offline.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.job import JobStatus
+from storage.job import JobStatus, SafetyAction
+from tests.tiny_checkers import ALWAYS, make_tiny_checker
 from tests.workshops import Scene
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_built_in_model_repaints_what_is_masked_and_nothing_else(redis_url: str, tmp_path: Path) -> None:
+def test_the_built_in_model_repaints_what_is_masked_and_nothing_else_and_what_is_to_be_checked_is(
+    redis_url: str, tmp_path: Path
+) -> None:
     scene = Scene(redis_url, tmp_path, lease_seconds=5)
     picture = np.full((128, 128, 3), (90, 160, 230), np.uint8)
     mask = np.zeros((128, 128), np.uint8)
@@ -25,7 +28,11 @@ def test_the_built_in_model_repaints_what_is_masked_and_nothing_else(redis_url: 
     job = scene.submit(
         picture=picture, mask=mask, prompt="a red circle", num_inference_steps=8, num_images=2, width=150, height=120
     )
+    checked = scene.submit(num_inference_steps=2, safety_checker=SafetyAction.BLACK)
+    make_tiny_checker(tmp_path / "checker", threshold=ALWAYS)
+    (tmp_path / "models.toml").write_text('[safety_checker]\nfolder = "checker"\n')
     environment = os.environ | {
+        "MODELS_FILE": str(tmp_path / "models.toml"),
         "REDIS_URL": redis_url,
         "IMAGE_DIR": str(scene.storage.image_dir),
         "WORKER_THREADS": "2",
@@ -35,7 +42,7 @@ def test_the_built_in_model_repaints_what_is_masked_and_nothing_else(redis_url: 
         worker = subprocess.Popen([sys.executable, "-m", "worker"], cwd=ROOT, env=environment, stderr=log)
         try:
             until = time.monotonic() + 60
-            while not scene.job(job).status.is_final:
+            while not (scene.job(job).status.is_final and scene.job(checked).status.is_final):
                 assert worker.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
                 time.sleep(0.1)
             worker.send_signal(signal.SIGTERM)
@@ -45,7 +52,7 @@ def test_the_built_in_model_repaints_what_is_masked_and_nothing_else(redis_url: 
             worker.wait()
     done = scene.job(job)
     assert done.status is JobStatus.SUCCEEDED, (done.failure, (tmp_path / "log").read_text())
-    assert done.notes["worked_size"] == [128, 104]
+    assert done.notes["worked_size"] == [128, 120]
     assert done.notes["unet_evaluations"] == 16
     kept = np.ones((120, 150), bool)
     kept[30:90, 37:113] = False
@@ -56,4 +63,6 @@ def test_the_built_in_model_repaints_what_is_masked_and_nothing_else(redis_url: 
         inside = result[40:80, 50:100].reshape(-1, 3).astype(int)
         assert np.abs(inside - picture[0, 0]).max() > 60
     assert not np.array_equal(*results)
+    assert scene.job(checked).nsfw, scene.job(checked).failure
+    assert not scene.result(checked).any()
     assert "Traceback" not in (tmp_path / "log").read_text()

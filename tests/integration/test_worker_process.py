@@ -21,6 +21,7 @@ from storage.job_store import open_redis
 from tests.servers import RedisServer
 from tests.worker_processes import START_SECONDS, Nursery, WorkerProcess, nursery
 from tests.workshops import Scene
+from worker.celery_consumer import EVENTS_SECONDS
 
 __all__ = ["nursery"]
 
@@ -49,6 +50,7 @@ class Stage:
             "REDIS_TIMEOUT_SECONDS": 2,
             "CLERK_INTERVAL_SECONDS": 0.2,
             "WORKER_THREADS": 2,
+            "SPARE_THREADS": 0,
             "WORKER_NAME": name,
             "SHUTDOWN_GRACE_SECONDS": 10,
             "FAKE_ENGINE_JOURNAL": self.folder / "journal",
@@ -127,6 +129,24 @@ def flower_s_results(stage: Stage) -> Iterator[list[str]]:
     finally:
         stop.set()
         thread.join()
+
+
+def test_what_flower_is_told_of_tasks_is_told_together(stage: Stage) -> None:
+    stage.start(WORKER_THREADS=8)
+    with open_redis(stage.scene.storage) as client, client.pubsub() as channel:  # type: ignore[no-untyped-call]  # redis-py has left it bare
+        channel.psubscribe("*celeryev*")
+        started = time.monotonic()
+        jobs = [stage.scene.submit() for _ in range(12)]
+        for job in jobs:
+            stage.await_end(job)
+        time.sleep(2 * EVENTS_SECONDS)
+        flushes = (time.monotonic() - started) / EVENTS_SECONDS + 1
+        told = []
+        while (message := channel.get_message(timeout=0.1)) is not None:
+            if "task.multi" in str(message["data"]):
+                told.append(message)
+    # A batch is full with 24 events; each task has three.
+    assert 1 <= len(told) <= flushes + 3 * len(jobs) // 24
 
 
 def test_workers_share_the_jobs_tell_flower_and_end_on_sigterm(stage: Stage) -> None:

@@ -87,18 +87,25 @@ def test_what_was_not_masked_is_the_picture_and_what_was_masked_is_the_engine_s(
     assert np.array_equal(result[mask == 255], 255 - picture[mask == 255])
 
 
-def test_a_larger_result_is_worked_at_the_model_s_size_and_keeps_the_scaled_picture(scene: Scene) -> None:
+def test_a_larger_result_is_worked_around_its_mask_and_keeps_the_scaled_picture(scene: Scene) -> None:
     job = scene.submit(width=300, height=200)
     work_off_ticket(scene.workshop())
     (painting,) = scene.engine.paintings
-    assert painting.picture.shape == (88, 128, 3)
-    assert painting.mask.shape == (88, 128)
-    assert scene.job(job).notes["worked_size"] == [128, 88]
     scaled = scale_picture(a_picture(), 300, 200)
+    assert np.array_equal(painting.picture, scaled[11:139, 48:176])
+    assert painting.mask.shape == (128, 128)
+    notes = scene.job(job).notes
+    assert (notes["worked_size"], notes["worked_box"]) == ([128, 128], [48, 11, 128, 128])
     kept = np.ones((200, 300), bool)
     kept[50:100, 75:150] = False
     assert np.array_equal(scene.result(job)[kept], scaled[kept])
     assert not np.array_equal(scene.result(job)[60:90, 90:140], scaled[60:90, 90:140])
+
+
+def test_words_that_the_model_does_not_know_are_noted(scene: Scene) -> None:
+    job = scene.submit(prompt="A red Elephant on a blue background")
+    work_off_ticket(scene.workshop())
+    assert scene.job(job).notes["unknown_words"] == ["elephant"]
 
 
 def test_the_engine_gets_what_the_job_asks_for(scene: Scene) -> None:

@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from storage.addons import Addons
 from storage.job import LoraUse
+from tests.ip_adapters import adapter_tensors, make_image_encoder, write_adapter
 from tests.loras import addons_of, write_lora, write_vae
 from tests.painting import (
     LIBRARY_WARNINGS,
@@ -28,12 +31,14 @@ from tests.painting import (
     psnr,
     running_engine,
 )
-from tests.tiny_models import make_tiny_model, tiny_entry
+from tests.tiny_models import TEXT_WIDTH, make_tiny_model, tiny_entry
 from worker.adapters import Adapters
 from worker.engine import Painting
 from worker.errors import AddonUnavailable, Cancelled
 from worker.graphs import GraphedUNet
+from worker.ip_adapters import Look
 from worker.loading import LoadedModel
+from worker.looking import cross_attentions
 from worker.shelf import Shelf
 
 pytestmark = LIBRARY_WARNINGS
@@ -102,6 +107,36 @@ def test_jobs_with_other_vaes_and_none_share_calls_and_keep_their_pictures(folde
     likeness = np.array([[psnr(one, other) for other in together] for one in alone])
     assert likeness.diagonal().min() >= BATCHED_PSNR
     assert likeness[~np.eye(3, dtype=bool)].max() < BATCHED_PSNR / 2
+
+
+def test_all_that_goes_onto_a_model_goes_onto_it_at_once(folder: Path, tmp_path: Path, lora: Path) -> None:
+    source = make_tiny_model(folder)
+    vae = write_vae(tmp_path / "vae", seed=5)
+    stock = load_stock(source)
+    widths = [each.inner_dim for each in cross_attentions(stock.unet)]
+    ip_adapter = write_adapter(
+        tmp_path / "models" / "ip.safetensors",
+        make_image_encoder(tmp_path / "models" / "image_encoder"),
+        adapter_tensors(plus=False, token_width=TEXT_WIDTH, inner_widths=widths),
+        family="sd",
+    )
+    shown = make_painting().picture
+    painting = make_painting(loras=(LoraUse("ink", 0.8),), vae="other", look=Look(ip_adapter, shown, 0.7))
+    adapters = Adapters(addons_of({"ink": lora}, {"other": vae}))
+    with running_engine(tiny_entry("tiny", source), adapters=adapters) as engine:
+        [painted] = engine.paint(painting)
+        without = [
+            engine.paint(dataclasses.replace(painting, **left_out))[0]
+            for left_out in ({"loras": ()}, {"vae": None}, {"look": None})
+        ]
+    stock.load_ip_adapter(str(tmp_path), subfolder="models", weight_name="ip.safetensors", local_files_only=True)
+    stock.set_ip_adapter_scale(0.7)
+    stock.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="ink")
+    stock.set_adapters(["ink"], [0.8])
+    stock.vae = AutoencoderKL.from_pretrained(vae)
+    expected = paint_stock(stock, stock.scheduler.config, painting, ip_adapter_image=[[Image.fromarray(shown)]])
+    assert np.abs(painted.astype(int) - expected).max() <= 1
+    assert max(psnr(painted, other) for other in without) < BATCHED_PSNR
 
 
 # -- what cannot be used --------------------------------------------------------------------------
@@ -270,8 +305,6 @@ def vae_of_other_shapes(folder: Path) -> None:
 
 
 def vae_of_other_latents(folder: Path) -> None:
-    from diffusers import AutoencoderKL  # noqa: PLC0415  # here alone
-
     AutoencoderKL(block_out_channels=(16,), norm_num_groups=8, latent_channels=4).save_pretrained(folder)
 
 

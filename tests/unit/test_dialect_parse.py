@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from api.dialects import modelslab
 from api.dialects.family import enhanced, meta, parse
+from api.dialects.family_fields import InpaintBody
 from api.dialects.modelslab import COMMUNITY, REALTIME
 from api.dialects.stable_diffusion_v3 import INPAINT
 from api.errors import InvalidFields, Problem, UnknownModel
 from storage.job import InpaintJob
-from storage.schedulers import SCHEDULERS, UNUSABLE_SCHEDULERS
+from storage.model_catalog import ModelCatalog
+from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, STAND_INS
 from tests.golden_pairs import DRAWN, PHOTO, circumstances
 
 VARIANTS = [REALTIME, COMMUNITY, INPAINT]
@@ -53,6 +55,14 @@ def test_a_model_is_found_by_id_and_alias_and_an_unknown_one_is_refused(variant:
         parsed(variant, model_id="sdxl-unheard-of")
 
 
+def test_meta_says_whether_the_model_is_of_xl() -> None:
+    xl = dataclasses.replace(PHOTO, family="sdxl")
+    body = {"prompt": "p", "init_image": "i", "mask_image": "m", "model_id": "photo"}
+    job = parse(body, COMMUNITY, circumstances(catalog=ModelCatalog((xl,), xl)), dialect="modelslab")
+    assert meta(job, COMMUNITY)["is_sdxl"] is True
+    assert meta(parsed(COMMUNITY), COMMUNITY)["is_sdxl"] is False
+
+
 def test_what_is_not_given_is_the_models() -> None:
     job = parsed(model_id="drawn")
     assert (job.num_inference_steps, job.guidance_scale, job.scheduler) == (30, 7.5, "DDIMScheduler")
@@ -90,19 +100,31 @@ def test_a_supported_scheduler_is_taken_whatever_its_case(name: str) -> None:
     assert parsed(scheduler=f" {name.upper()} ").scheduler == name
 
 
-@pytest.mark.parametrize(("name", "reason"), UNUSABLE_SCHEDULERS.items())
-def test_a_documented_scheduler_that_cannot_inpaint_is_refused_by_name_with_the_reason(name: str, reason: str) -> None:
-    problem = problem_of(scheduler=name.lower())
-    assert (problem.field, problem.kind) == ("scheduler", "unusable_choice")
-    assert (problem.facts["value"], problem.facts["reason"]) == (name, reason)
-    said = modelslab.render_error(InvalidFields([problem])).body["message"]
-    assert said.startswith(f"scheduler {name} cannot be used because it")
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_documented_scheduler_that_cannot_inpaint_is_painted_by_the_nearest_and_meta_names_both(name: str) -> None:
+    job = parsed(scheduler=name.lower())
+    assert (job.scheduler, job.wire["ignored"]) == (STAND_INS[name].scheduler, [])
+    shown = meta(job, COMMUNITY)
+    assert (shown["scheduler"], shown["scheduler_asked"]) == (job.scheduler, name)
+    assert "scheduler_asked" not in meta(parsed(scheduler="DDIMScheduler"), COMMUNITY)
 
 
-def test_every_documented_scheduler_is_offered_or_refused_with_a_reason() -> None:
+def test_the_stand_in_of_karras_ve_has_karras_sigmas_whatever_is_asked() -> None:
+    assert [
+        parsed(scheduler="KarrasVeScheduler", use_karras_sigmas=flag).use_karras_sigmas for flag in (None, "no")
+    ] == [
+        True,
+        True,
+    ]
+    assert parsed(scheduler="KarrasVeScheduler", use_karras_sigmas="no").wire["ignored"] == ["use_karras_sigmas"]
+    assert parsed(scheduler="IPNDMScheduler", use_karras_sigmas="yes").wire["ignored"] == ["use_karras_sigmas"]
+
+
+def test_all_eighteen_documented_schedulers_are_known_and_the_docs_say_who_paints() -> None:
     assert len(SCHEDULERS) == 14
-    assert len(UNUSABLE_SCHEDULERS) == 4
-    assert not set(SCHEDULERS) & set(UNUSABLE_SCHEDULERS)
+    assert len(KNOWN_SCHEDULERS) == len(set(KNOWN_SCHEDULERS)) == 18
+    described = InpaintBody.model_fields["scheduler"].description or ""
+    assert all(f"{name} is painted by {each.scheduler}" in described for name, each in STAND_INS.items())
 
 
 @pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,61 @@ def test_a_job_alone_gives_the_stock_pipelines_picture(
     painted = engine.paint(painting)[0]
     assert expected.std() > 10, "a flat picture would prove nothing"
     assert np.abs(painted.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "prediction", "sampling"),
+    [
+        (9, "epsilon", {"scheduler": "DPMSolverMultistepScheduler", "strength": 0.7}),
+        (4, "v_prediction", {"scheduler": "EulerDiscreteScheduler"}),
+        (4, "epsilon", {"scheduler": "UniPCMultistepScheduler", "use_karras_sigmas": True, "strength": 0.6}),
+        (9, "v_prediction", {"scheduler": "DDIMScheduler"}),
+    ],
+)
+def test_a_model_built_as_stable_diffusion_2_gives_the_stock_pipelines_picture(
+    tmp_path: Path, channels: int, prediction: str, sampling: Sampling
+) -> None:
+    folder = make_tiny_model(tmp_path, channels=channels, prediction_type=prediction, like_2=True)
+    pipeline, painting = load_stock(folder), make_painting("two", **sampling)
+    expected = paint_stock(pipeline, pipeline.scheduler.config, painting)
+    with running_engine(tiny_entry("two", folder)) as engine:
+        painted = engine.paint(painting)[0]
+    assert expected.std() > 10
+    assert np.abs(painted.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    ["DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "UniPCMultistepScheduler"],
+)
+def test_a_model_whose_first_step_is_pure_noise_gives_the_stock_pipelines_picture(
+    tmp_path: Path, scheduler: str
+) -> None:
+    """Its schedule ends without any signal, as that of some models that predict v."""
+    folder = make_tiny_model(tmp_path, channels=4, prediction_type="v_prediction")
+    config = folder / "scheduler" / "scheduler_config.json"
+    marks = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | marks))
+    pipeline, painting = load_stock(folder), make_painting("noise", scheduler=scheduler)
+    expected = paint_stock(pipeline, pipeline.scheduler.config, painting)
+    with running_engine(tiny_entry("noise", folder)) as engine:
+        painted = engine.paint(painting)[0]
+    assert expected.std() > 10
+    assert np.abs(painted.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 128)])
+@pytest.mark.parametrize("model", ["sdxl9-epsilon", "sdxl4-v_prediction", "sd9-epsilon"])
+def test_a_picture_that_is_not_square_is_that_of_the_stock_pipeline(
+    engine: Engine, stock: Stock, model: str, width: int, height: int
+) -> None:
+    """A model of XL is told the size beside the prompt."""
+    square = make_painting(model, size=128)
+    picture, mask = square.picture[:height, :width].copy(), np.zeros((height, width), dtype=np.uint8)
+    mask[16:-16, 8:-24] = 255
+    painting = make_painting(model, picture=picture, mask=mask)
+    expected = paint_stock(*stock[model], painting)
+    assert np.abs(engine.paint(painting)[0].astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from storage.model_catalog import Folder, Hub, SingleFile
 from tests.painting import LIBRARY_WARNINGS, load_on_cpu, make_painting, running_engine
 from tests.single_file import write_single_file
 from tests.tiny_models import make_tiny_model, tiny_entry
+from worker import checkpoints
 from worker.errors import ModelUnavailable
 from worker.loading import load_model
 from worker.model_files import BadModelFiles, count_weights, find_files
@@ -58,6 +61,77 @@ def test_a_single_file_gives_the_picture_of_its_folder(original: Path, tmp_path:
         [expected] = engine.paint(make_painting("folder"))
         [picture] = engine.paint(make_painting("file"))
     assert np.array_equal(picture, expected)
+
+
+@pytest.mark.parametrize(
+    ("layout", "model", "dtype"),
+    [
+        ("sd1", {"channels": 4}, torch.float16),
+        ("sd2", {"like_2": True, "prediction_type": "v_prediction", "channels": 4}, None),
+        ("sdxl", {"family": "sdxl", "two_widths": True}, None),
+        (
+            "sdxl",
+            {"family": "sdxl", "two_widths": True, "channels": 4, "prediction_type": "v_prediction"},
+            torch.float16,
+        ),
+    ],
+    ids=["sd1 float16", "sd2 v", "sdxl", "sdxl v float16"],
+)
+def test_a_single_file_without_a_config_folder_gives_the_picture_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, model: dict[str, Any], dtype: torch.dtype | None
+) -> None:
+    folder = make_tiny_model(tmp_path, own_words=False, **model)
+    if dtype is not None:
+        _halve(folder)
+    marks = {"v_pred": torch.ones(1)} if layout == "sdxl" and "prediction_type" in model else {}
+    file = write_single_file(folder, tmp_path / "model.safetensors", layout=layout, dtype=dtype, marks=marks)
+    configs = _configs_of(folder)
+    configs["scheduler"]["prediction_type"] = "sample"  # the file decides
+    configs["unet"]["in_channels"] = 99
+    monkeypatch.setattr(checkpoints, "_layout_configs", {layout: configs}.__getitem__)
+    family = model.get("family", "sd")
+    entries = tiny_entry("folder", folder, family=family), tiny_entry("file", SingleFile(file), family=family)
+    with running_engine(*entries) as engine:
+        [expected] = engine.paint(make_painting("folder"))
+        [picture] = engine.paint(make_painting("file"))
+    assert np.array_equal(picture, expected)
+
+
+def _halve(folder: Path) -> None:
+    for weights in folder.glob("*/*.safetensors"):
+        halved = {name: tensor.half() for name, tensor in load_file(weights).items()}
+        save_file(halved, weights, metadata={"format": "pt"})
+
+
+def _configs_of(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {"model_index": json.loads((folder / "model_index.json").read_text())}
+    for path in folder.glob("*/*config.json"):
+        if path.name != "generation_config.json":
+            found[path.parent.name] = json.loads(path.read_text())
+    return found
+
+
+def test_a_single_file_of_another_kind_than_its_config_folder_is_refused(original: Path, tmp_path: Path) -> None:
+    file = write_single_file(original, tmp_path / "model.safetensors")
+    for model, told in (
+        ({"family": "sdxl"}, "of family sdxl, model.safetensors is Stable Diffusion 1"),
+        ({"channels": 4}, "4 input channels, model.safetensors has 9"),
+    ):
+        config = make_tiny_model(tmp_path, **model)  # type: ignore[arg-type]  # of two types
+        with pytest.raises(BadModelFiles, match=told):
+            find_files(SingleFile(path=file, config=config))
+
+
+def test_what_the_models_file_says_of_the_prediction_counts(original: Path) -> None:
+    entry = dataclasses.replace(tiny_entry("tiny", original), prediction_type="v_prediction")
+    scheduler = load_on_cpu(entry).schedulers.begin(make_painting().plan)[0]
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_only_what_is_loaded_of_a_single_file_is_counted(original: Path, tmp_path: Path) -> None:
+    plain = write_single_file(original, tmp_path / "plain.safetensors")
+    more = write_single_file(original, tmp_path / "more.safetensors", marks={"model_ema.x": torch.ones(1000)})
+    assert count_weights(find_files(SingleFile(plain))) == count_weights(find_files(SingleFile(more)))
 
 
 def test_weights_in_half_precision_only_are_found_and_loaded(folder: Path) -> None:
@@ -190,14 +264,6 @@ def test_a_pickled_checkpoint_is_refused_with_the_reason(original: Path, tmp_pat
         find_files(SingleFile(path=tmp_path / name, config=original))
 
 
-def test_a_checkpoint_without_its_text_encoder_is_refused(original: Path, tmp_path: Path) -> None:
-    save_file(
-        {"model.diffusion_model.x": torch.ones(1), "first_stage_model.x": torch.ones(1)}, tmp_path / "m.safetensors"
-    )
-    with pytest.raises(BadModelFiles, match="holds no text_encoder"):
-        find_files(SingleFile(path=tmp_path / "m.safetensors", config=original))
-
-
 @pytest.mark.parametrize("part", ["model.diffusion_model", "first_stage_model", "cond_stage_model"])
 def test_a_checkpoint_that_lacks_a_weight_is_refused(original: Path, tmp_path: Path, part: str) -> None:
     file = write_single_file(original, tmp_path / "model.safetensors")
@@ -206,6 +272,19 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(original: Path, tmp_path: P
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(BadModelFiles, match=r"does not fit its configuration|lacks weights"):
         load_on_cpu(tiny_entry("tiny", SingleFile(path=file, config=original)))
+
+
+def test_a_checkpoint_of_other_sizes_or_names_than_its_kind_is_refused_with_what_it_is(
+    original: Path, tmp_path: Path
+) -> None:
+    file = write_single_file(original, tmp_path / "model.safetensors")
+    entry = tiny_entry("tiny", SingleFile(file))
+    with pytest.raises(BadModelFiles, match=r"fit its configuration, which is that of Stable Diffusion 1; .* config"):
+        load_on_cpu(entry)
+    renamed = {name.replace(".text_model.", "."): weights for name, weights in load_file(file).items()}
+    save_file(renamed, file)
+    with pytest.raises(BadModelFiles, match="does not fit its configuration"):
+        load_on_cpu(dataclasses.replace(entry, source=SingleFile(file, config=original)))
 
 
 def test_a_hub_model_that_was_not_pulled_says_how_to_pull_it(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ guidance_scale = 7.0
 [models.single]
 file = "a.safetensors"
 config = "a"
+[models.alone]
+file = "b.safetensors"
+family = "sdxl"
+prediction_type = "v_prediction"
 [models.far]
 hub = "someone/model"
 revision = "abc"
@@ -52,6 +56,8 @@ def test_paths_start_at_the_models_file(tmp_path: Path) -> None:
     sources = {entry.id: entry.source for entry in catalog.entries}
     assert sources["mine"] == Folder(tmp_path / "weights/mine")
     assert sources["single"] == SingleFile(tmp_path / "a.safetensors", tmp_path / "a")
+    assert sources["alone"] == SingleFile(tmp_path / "b.safetensors")
+    assert catalog.find("alone").prediction_type == "v_prediction"
     assert sources["far"] == Hub("someone/model", "abc", tmp_path / "pulled" / "far")
 
 
@@ -60,7 +66,8 @@ def test_paths_start_at_the_models_file(tmp_path: Path) -> None:
     [
         ("[models.a]\n", "exactly one"),
         ('[models.a]\nfolder = "a"\nhub = "b"\n', "exactly one"),
-        ('[models.a]\nfile = "a"\n', "config"),
+        ('[models.a]\nfolder = "a"\nconfig = "b"\n', "config"),
+        ('[models.a]\nfolder = "a"\nprediction_type = "sample"\n', "prediction_type"),
         ('[models.a]\nfolder = "a"\nscheduler = "Nope"\n', "scheduler"),
         ('[models.a]\nfolder = "a"\ncolour = 3\n', "colour"),
         ('[models.a]\nfolder = "a"\nmin_size = 512\nmax_size = 64\n', "min_size"),

@@ -148,6 +148,37 @@ def test_a_model_without_room_waits_until_one_falls_idle(two_fit: ResidentModels
     three.let_go()
 
 
+def test_what_is_loading_or_waits_for_room_is_what_jobs_should_be_taken_for(
+    two_fit: ResidentModels, loader: Loader, threads: ThreadPoolExecutor
+) -> None:
+    assert two_fit.favoured() == frozenset()
+    loader.may_load.clear()
+    one = Holder(threads, two_fit, "one")
+    until(lambda: two_fit.favoured() == {"one"})
+    assert two_fit.names() == frozenset()
+    loader.may_load.set()
+    two = Holder(threads, two_fit, "two")
+    assert two.holds.wait(WAIT_SECONDS)
+    assert two_fit.favoured() == {"one", "two"}
+    three = Holder(threads, two_fit, "three")
+    until(lambda: two_fit.favoured() == {"three"})
+    one.let_go()
+    assert three.holds.wait(WAIT_SECONDS)
+    assert two_fit.favoured() == {"two", "three"}
+    two.let_go()
+    three.let_go()
+
+
+def test_a_trace_of_three_models_where_two_fit(two_fit: ResidentModels, loader: Loader) -> None:
+    """The one longest unused leaves, however often it was used before."""
+    resident = []
+    for name in ("one", "one", "two", "one", "three", "three", "one", "two", "three", "one"):
+        use(two_fit, name)
+        resident.append("+".join(sorted(two_fit.names())))
+    assert loader.loads == ["one", "two", "three", "two", "three", "one"]
+    assert resident[4:] == ["one+three"] * 3 + ["one+two", "three+two", "one+three"]
+
+
 def test_a_model_that_waited_its_time_gets_its_turn_before_new_jobs_of_the_busy_ones(
     two_fit: ResidentModels, threads: ThreadPoolExecutor
 ) -> None:

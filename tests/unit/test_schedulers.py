@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
 
-from storage.schedulers import SCHEDULERS, num_evaluations, num_steps
+from storage.schedulers import SCHEDULERS, STAND_INS, num_evaluations, num_steps
 from tests.painting import LIBRARY_WARNINGS
 from worker.schedulers import inpainting_config, make_scheduler, plan_timesteps, step_arguments
 
@@ -93,3 +96,23 @@ def test_only_what_a_scheduler_takes_is_given_to_its_step() -> None:
     assert given["EulerAncestralDiscreteScheduler"] == {"generator"}
     assert given["UniPCMultistepScheduler"] == set()
     assert diffusers.__version__ == "0.42.1", "the equality tests speak of this version"
+
+
+def test_the_readme_says_who_paints_for_whom_and_why() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for name, each in STAND_INS.items():
+        karras = " with Karras sigmas" if each.use_karras_sigmas else ""
+        assert f"| `{name}` | `{each.scheduler}`{karras} | {each.reason} |" in readme
+    assert all(f"`{name}`" in readme for name in SCHEDULERS)
+
+
+def test_the_ones_with_stand_ins_cannot_do_it_themselves() -> None:
+    """If diffusers mends one, it should paint itself."""
+    assert not hasattr(diffusers.ScoreSdeVeScheduler, "step")
+    assert "sample_hat" in inspect.signature(diffusers.KarrasVeScheduler.step).parameters
+    inverse, ipndm = diffusers.DDIMInverseScheduler(), diffusers.IPNDMScheduler()
+    for scheduler in (inverse, ipndm):
+        assert not hasattr(scheduler, "add_noise")
+        scheduler.set_timesteps(10)
+    assert inverse.timesteps[0] < inverse.timesteps[-1]
+    assert ipndm.timesteps.max() <= 1

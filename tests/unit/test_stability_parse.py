@@ -14,8 +14,8 @@ from api.dialects.stability.joining import sameness
 from api.dialects.stability.parse import Circumstances, parse
 from api.dialects.stability.proto import generation_pb2 as wire
 from api.dialects.stability.samplers import TWINS
-from api.dialects.stability.styles import STYLES
 from api.errors import InvalidFields, UnknownModel
+from api.styles import STYLES
 from storage.job import InpaintJob, MaskedAreaInit, MaskPaints, WeightedPrompt
 from storage.model_catalog import load_catalog
 from storage.schedulers import SCHEDULERS

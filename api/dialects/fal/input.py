@@ -11,16 +11,27 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from api.dialects.fal.addons import LoraInput, Text, lora_uses, vae_id
-from api.dialects.fal.words import row
+from api.dialects.fal.addons import (
+    EmbeddingInput,
+    IpAdapterInput,
+    LoraInput,
+    Text,
+    embedding_ids,
+    ip_adapter_use,
+    lora_uses,
+    vae_id,
+)
+from api.dialects.fal.words import PROBLEMS, row
+from api.safety import NoSafetyChecker, granted
 from api.weightless import needs_prompt, settled
-from storage.addons import MAX_LORAS
-from storage.job import MAX_SEED, Failure, InpaintJob, Priority
+from storage.addons import MAX_EMBEDDINGS, MAX_LORAS
+from storage.job import MAX_SEED, Failure, InpaintJob, Priority, SafetyAction
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
-from storage.schedulers import SCHEDULERS
+from storage.schedulers import KNOWN_SCHEDULERS, SCHEDULERS, STAND_INS, known_scheduler, stand_ins_text
 
 MAX_STEPS = 150
 INVALID = "invalid_request"
+SAFETY_FIELD = "enable_safety_checker"
 
 
 class InpaintInput(BaseModel):
@@ -69,7 +80,13 @@ class InpaintInput(BaseModel):
     )
     scheduler: Text | None = Field(
         default=None,
-        description=f"An extra of this service: one of {', '.join(SCHEDULERS)}. Absent: the model's own.",
+        description=f"An extra of this service: one of {', '.join(SCHEDULERS)}; or of those that cannot inpaint, "
+        f"painted by the nearest that can: {stand_ins_text()}. Absent: the model's own.",
+    )
+    enable_safety_checker: bool | None = Field(
+        default=None,
+        description="As other applications of fal have it: a picture in which the safety checker finds something comes "
+        "back black, and the output has `has_nsfw_concepts`. Absent: false.",
     )
     loras: list[LoraInput] | None = Field(
         default=None,
@@ -79,6 +96,22 @@ class InpaintInput(BaseModel):
     vae: Text | None = Field(
         default=None,
         description="An extra of this service: a VAE of its models file in place of the model's own.",
+    )
+    clip_skip: int | None = Field(
+        default=None,
+        ge=1,
+        le=8,
+        description="An extra of this service: how many of the text encoder's last layers are left out for the prompt.",
+    )
+    embeddings: list[EmbeddingInput] | None = Field(
+        default=None,
+        max_length=MAX_EMBEDDINGS,
+        description="An extra of this service: textual inversions, for a model of their family.",
+    )
+    ip_adapter: list[IpAdapterInput] | None = Field(
+        default=None,
+        max_length=1,
+        description="An extra of this service: a picture that the model looks at beside the prompt.",
     )
 
 
@@ -96,6 +129,7 @@ class Circumstances:
     priority: Priority = Priority.NORMAL
     webhook_url: str | None = None
     start_by: float | None = None
+    ignores_missing_checker: bool = False
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
 
@@ -120,9 +154,23 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
     scheduler = _scheduler(asked.scheduler, rows)
     loras = lora_uses(asked.loras or (), entry, circumstances.catalog.addons, rows)
     vae = vae_id(asked.vae, entry, circumstances.catalog.addons, rows)
+    embeddings = embedding_ids(asked.embeddings or (), entry, circumstances.catalog.addons, rows)
+    look = ip_adapter_use(asked.ip_adapter or (), entry, circumstances.catalog.addons, rows)
+    safety = _safety(asked, circumstances, rows)
     if rows or entry is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
-    return dataclasses.replace(settled(_job(asked, entry, scheduler, circumstances), entry), loras=loras, vae=vae)
+    job = settled(_job(asked, entry, scheduler, circumstances), entry)
+    ignored = {"ignored": [SAFETY_FIELD]} if asked.enable_safety_checker and safety is None else {}
+    return dataclasses.replace(
+        job,
+        loras=loras,
+        vae=vae,
+        clip_skip=asked.clip_skip,
+        embeddings=embeddings,
+        ip_adapter=look,
+        safety_checker=safety,
+        wire={**job.wire, **ignored},
+    )
 
 
 def failed_from_start(job: InpaintJob, rows: list[dict[str, Any]], *, at: float) -> InpaintJob:
@@ -170,15 +218,25 @@ def _no_model(name: str) -> str:
 def _scheduler(name: str | None, rows: list[dict[str, Any]]) -> str | None:
     if not name:
         return None
-    known = {each.casefold(): each for each in SCHEDULERS}.get(name.casefold())
+    known = known_scheduler(name)
     if known is None:
-        choices = ", ".join(f"'{each}'" for each in SCHEDULERS)
+        choices = ", ".join(f"'{each}'" for each in KNOWN_SCHEDULERS)
         rows.append(row(["body", "scheduler"], "enum", f"Input should be {choices}", name))
     return known
 
 
+def _safety(asked: InpaintInput, circumstances: Circumstances, rows: list[dict[str, Any]]) -> SafetyAction | None:
+    wish = SafetyAction.BLACK if asked.enable_safety_checker else None
+    try:
+        return granted(wish, circumstances.catalog, ignores_missing=circumstances.ignores_missing_checker)
+    except NoSafetyChecker:
+        rows.append(row(["body", SAFETY_FIELD], *PROBLEMS["no_safety_checker"], asked.enable_safety_checker))
+        return None
+
+
 def _job(asked: InpaintInput, entry: ModelEntry, scheduler: str | None, circumstances: Circumstances) -> InpaintJob:
     steps = entry.num_inference_steps if asked.num_inference_steps is None else asked.num_inference_steps
+    stand_in = STAND_INS.get(scheduler or "")
     return InpaintJob(
         **_frame(circumstances),
         model=entry.id,
@@ -190,7 +248,8 @@ def _job(asked: InpaintInput, entry: ModelEntry, scheduler: str | None, circumst
         guidance_scale=entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         strength=1.0 if asked.strength is None else asked.strength,
         seed=circumstances.random_seed() if asked.seed is None else asked.seed,
-        scheduler=scheduler or entry.scheduler,
+        scheduler=stand_in.scheduler if stand_in else scheduler or entry.scheduler,
+        use_karras_sigmas=bool(stand_in and stand_in.use_karras_sigmas),
     )
 
 

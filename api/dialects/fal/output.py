@@ -30,6 +30,10 @@ class Image(BaseModel):
 class InpaintOutput(BaseModel):
     image: Image = Field(description="The repainted picture.")
     seed: int = Field(description="The seed that makes this picture again.")
+    has_nsfw_concepts: list[bool] | None = Field(
+        default=None,
+        description="Where `enable_safety_checker` was set: whether something was found; the picture is black then.",
+    )
 
 
 class PreviewImage(BaseModel):
@@ -142,12 +146,23 @@ def inference_seconds(job: InpaintJob) -> float:
 
 
 def logs(job: InpaintJob) -> list[dict[str, str]]:
-    """One line per denoising step that is done."""
+    """A line for each input without effect, then one per denoising step that is done."""
     total = max((job.num_steps, *(step for step, _ in job.step_marks)))
     return [
-        {"message": f"step {step}/{total}", "level": "INFO", "source": "USER", "timestamp": _iso(at)}
-        for step, at in step_times(job)
+        *_warnings(job),
+        *(
+            {"message": f"step {step}/{total}", "level": "INFO", "source": "USER", "timestamp": _iso(at)}
+            for step, at in step_times(job)
+        ),
     ]
+
+
+def _warnings(job: InpaintJob) -> Iterator[dict[str, str]]:
+    """What was asked for and has no effect: nothing else of this wire's could say so."""
+    if job.started_at is not None:
+        for name in job.wire.get("ignored", ()):
+            message = f"{name} has no effect on this service"
+            yield {"message": message, "level": "WARN", "source": "USER", "timestamp": _iso(job.started_at)}
 
 
 def step_times(job: InpaintJob) -> Iterator[tuple[int, float]]:
@@ -179,6 +194,8 @@ def render_output(job: InpaintJob, base_url: str) -> dict[str, Any]:
             "height": image.height,
         },
         "seed": image.seed,
+        # Only for who has asked for it: the output of this application does not have it otherwise.
+        **({} if job.safety_checker is None else {"has_nsfw_concepts": [image.nsfw]}),
     }
 
 

@@ -100,6 +100,7 @@ def circumstances(api_key: ApiKey, webhook_url: str | None = None) -> Circumstan
         random_seed=lambda: secrets.randbelow(MAX_SEED + 1),
         priority=Priority.LOW if request.headers.get(PRIORITY_HEADER, "").casefold() == "low" else Priority.NORMAL,
         webhook_url=webhook_url,
+        ignores_missing_checker=all_parts.settings.without_safety_checker == "ignore",
         start_by=None if seconds is None else now + seconds,
     )
 

@@ -22,7 +22,15 @@ DEEPEST_SHOWN = 4
 MOST_SHOWN = 50
 
 # The job's names for its inputs, and the wire's.
-WIRE_FIELDS = {"init_image": "image_url", "mask_image": "mask_url", "webhook": "fal_webhook", "lora_model": "loras"}
+WIRE_FIELDS = {
+    "init_image": "image_url",
+    "mask_image": "mask_url",
+    "webhook": "fal_webhook",
+    "lora_model": "loras",
+    "embeddings_model": "embeddings",
+    "ip_adapter_id": "ip_adapter",
+    "ip_adapter_image": "ip_adapter",
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,10 @@ FAILURES: Mapping[str, InputFault | Breakdown] = {
     ),
     "timed_out": InputFault("generation_timeout", "The image took too long", status=HTTPStatus.GATEWAY_TIMEOUT),
     "model_unavailable": Breakdown(500, "The model could not be loaded", "runner_server_error"),
+    "safety_checker_unavailable": Breakdown(500, "The safety checker could not be loaded", "runner_server_error"),
     "addon_unavailable": InputFault("value_error", "What {field} names cannot be used with this model", "loras"),
     "nothing_to_continue": InputFault("value_error", "The mask at {field} covers the whole image", "mask_url"),
+    "prompt_too_long": InputFault("string_too_long", "{field} has too many words", "prompt"),
     "out_of_memory": Breakdown(500, "Not enough memory for this image, try a smaller one", "runner_server_error"),
     "start_timed_out": Breakdown(504, "Request timed out", "request_timeout"),
     "cancelled": Breakdown(CLIENT_CLOSED_REQUEST, "Request was cancelled", "client_cancelled"),
@@ -102,12 +112,12 @@ PROBLEMS: Mapping[str, tuple[str, str]] = {
     "too_small": ("greater_than_equal", "Input should be greater than or equal to {low}"),
     "too_long": ("string_too_long", "String should have at most {high} characters"),
     "not_a_choice": ("enum", "Input should be one of {choices}"),
-    "unusable_choice": ("feature_not_supported", "{value} cannot be used because {reason}; use one of {choices}"),
     "unknown_addon": ("value_error", "There is no {value} here"),
     "other_family": ("value_error", "{value} is not for the model {model}"),
     "wrong_count": ("value_error", "Input should be one number, or {expected}"),
     "too_many": ("too_long", "Input should name at most {high}"),
     "not_supported": ("feature_not_supported", "This input is not supported"),
+    "no_safety_checker": ("feature_not_supported", "This service has no safety checker"),
 }
 
 

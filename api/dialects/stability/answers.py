@@ -31,7 +31,8 @@ class Envelope:
 
     def picture(self, job: InpaintJob, index: int, png: bytes, *, at: float) -> wire.Answer:
         """Picture `index` of the job, and one classification, without which some clients read no picture."""
-        seed = job.images[index].seed
+        image = job.images[index]
+        seed = image.seed
         answer = self.keep_alive(at=at)
         answer.answer_id = f"{job.job_id}-{index}"
         answer.artifacts.add(
@@ -40,8 +41,8 @@ class Envelope:
             mime=PNG,
             binary=png,
             index=index,
-            # Clients keep only pictures with this reason.
-            finish_reason=wire.NULL,
+            # Clients keep only pictures with this reason; of one with FILTER they say that it was withheld.
+            finish_reason=wire.FILTER if image.nsfw else wire.NULL,
             seed=seed,
             uuid=str(uuid.uuid5(uuid.UUID(job.image_id), str(index))),
             size=len(png),
@@ -49,7 +50,9 @@ class Envelope:
         answer.artifacts.add(
             id=index,
             type=wire.ARTIFACT_CLASSIFICATIONS,
-            classifier=wire.ClassifierParameters(realized_action=wire.ACTION_PASSTHROUGH),
+            classifier=wire.ClassifierParameters(
+                realized_action=wire.ACTION_OBFUSCATE if image.nsfw else wire.ACTION_PASSTHROUGH
+            ),
             index=index,
             finish_reason=wire.NULL,
             seed=seed,

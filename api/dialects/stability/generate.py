@@ -35,6 +35,7 @@ def generate(parts: Parts, call: Call, request: wire.Request) -> Iterator[wire.A
         max_steps=parts.settings.max_steps,
         max_prompt_chars=parts.settings.max_prompt_chars,
         now=now,
+        checks_pictures=parts.settings.stability_safety_checker,
         random_seed=lambda: 1 + secrets.randbelow(MAX_SEED),
     )
     job = parse(request, circumstances)

@@ -12,10 +12,10 @@ from typing import Any
 from api.dialects.stability.errors import Code, WireStatus
 from api.dialects.stability.proto import generation_pb2 as wire
 from api.dialects.stability.samplers import TWINS, Twin
-from api.dialects.stability.styles import STYLES, styled
 from api.errors import InvalidFields, Problem, UnknownModel
+from api.styles import STYLES, styled
 from api.weightless import needs_prompt, settled
-from storage.job import MAX_SEED, InpaintJob, MaskedAreaInit, MaskPaints, WeightedPrompt
+from storage.job import MAX_SEED, InpaintJob, MaskedAreaInit, MaskPaints, SafetyAction, WeightedPrompt
 from storage.model_catalog import ModelCatalog, ModelEntry
 
 NAME = "stability"
@@ -37,7 +37,10 @@ FILLS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Circumstances:
-    """What a request needs besides itself to become a job. `client`: what the caller says it is."""
+    """What a request needs besides itself to become a job. `client`: what the caller says it is.
+
+    `checks_pictures`: with the safety checker, where there is one. No request of this wire asks for it.
+    """
 
     key_id: str
     client: str
@@ -46,6 +49,7 @@ class Circumstances:
     max_prompt_chars: int
     now: float
     random_seed: Callable[[], int]
+    checks_pictures: bool = True
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
 
@@ -102,6 +106,7 @@ def parse(request: wire.Request, circumstances: Circumstances) -> InpaintJob:
         seeds=seeds,
         scheduler=twin.scheduler,
         algorithm_type=twin.algorithm_type,
+        safety_checker=_safety(circumstances),
         wire=_noted(request, twin, preset),
         submitted_at=circumstances.now,
     )
@@ -192,6 +197,11 @@ def _twin(image: wire.ImageParameters, entry: ModelEntry, problems: _Problems) -
     if image.transform.diffusion not in TWINS:
         problems.add("transform.diffusion", "not_a_choice")
     return TWINS.get(image.transform.diffusion, own)
+
+
+def _safety(circumstances: Circumstances) -> SafetyAction | None:
+    has_checker = circumstances.catalog.addons.safety_checker is not None
+    return SafetyAction.BLUR if has_checker and circumstances.checks_pictures else None
 
 
 def _preset(request: wire.Request) -> str:

@@ -24,8 +24,9 @@ class Twin:
         return f"{self.scheduler} ({self.algorithm_type})" if self.algorithm_type else self.scheduler
 
 
-# Of 2S ancestral diffusers has none: the nearest takes single steps and adds noise after each. Its own twin of
-# the SDE sampler needs a package (torchsde) that is not carried: the nearest solves the same equation.
+# Of 2S ancestral diffusers has none (k-diffusion has, and brings torchvision along): the nearest takes single steps
+# and adds noise after each. Its own twin of the SDE sampler needs torchsde, of which there has been no release since
+# 2023, so it is not carried: the nearest solves the same equation.
 TWINS: Mapping[int, Twin] = {
     wire.SAMPLER_DDIM: Twin("DDIMScheduler"),
     wire.SAMPLER_DDPM: Twin("DDPMScheduler"),

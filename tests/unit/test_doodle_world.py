@@ -1,0 +1,110 @@
+"""The drawn world: its scenes, its captions, and the judge who looks at pictures of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from worker.builtin.train.backgrounds import BACKGROUNDS, PHOTO, make_ground
+from worker.builtin.train.captions import WORDS
+from worker.builtin.train.drawing import Place
+from worker.builtin.train.judging import colour_share, look_at
+from worker.builtin.train.palette import COLOUR_NAMES, COLOURS, tint
+from worker.builtin.train.scenes import NARROW, WIDE, Scene, World, make_scene
+from worker.builtin.train.shapes import SHAPES, any_tilt, draw_shape
+from worker.builtin.train.things import THING_NAMES, draw_thing
+from worker.builtin.train.trials import judge, make_wishes
+
+SIZE = 96
+
+
+def scenes(world: World, count: int = 200, seed: int = 3) -> list[Scene]:
+    random = np.random.default_rng(seed)
+    return [make_scene(random, SIZE, world) for _ in range(count)]
+
+
+def drawn(colour: str, shape: str, background: str, seed: int) -> NDArray[np.uint8]:
+    """As it stands in a scene: tinted, leaning, somewhere."""
+    random = np.random.default_rng(seed)
+    image = np.full((SIZE, SIZE, 3), tint(random, background), np.float32)
+    x, y = SIZE / 2 + random.uniform(-4, 4, 2)
+    draw_shape(Place(image, x, y, random.uniform(26, 40)), shape, tint(random, colour), radians=any_tilt(random))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def test_equal_seeds_draw_equal_scenes_and_others_others() -> None:
+    one, again, other = scenes(WIDE, 5), scenes(WIDE, 5), scenes(WIDE, 5, seed=4)
+    for first, second in zip(one, again, strict=True):
+        assert first.caption == second.caption
+        assert np.array_equal(first.picture, second.picture)
+        assert np.array_equal(first.mask, second.mask)
+    assert not any(np.array_equal(first.picture, third.picture) for first, third in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("world", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_every_scene_has_a_mask_that_asks_for_something(world: World) -> None:
+    for scene in scenes(world):
+        assert scene.picture.shape == (SIZE, SIZE, 3) and scene.picture.dtype == np.uint8
+        assert set(np.unique(scene.mask)) <= {0, 1} and scene.mask.any()
+
+
+def test_captions_are_made_of_the_worlds_words() -> None:
+    said = [word for scene in scenes(WIDE, 600) for word in scene.caption.split()]
+    unknown = [word for word in said if word not in WORDS]
+    assert 0 < len(unknown) < 0.02 * len(said)  # the words that nobody knows are meant
+
+
+def test_the_wide_world_names_all_there_is_with_relations() -> None:
+    captions = [scene.caption for scene in scenes(WIDE, 3000)]
+    text = " ".join(captions)
+    for name in (*COLOUR_NAMES, *SHAPES, *THING_NAMES):
+        assert name in text, name
+    for relation in ("next to", "above", "below", "sitting on a bench", " and a"):
+        assert any(relation in caption for caption in captions), relation
+    assert "" in captions
+
+
+def test_the_narrow_world_is_mostly_single_figures() -> None:
+    def share(world: World) -> float:
+        return float(np.mean([any(shape in scene.caption for shape in SHAPES) for scene in scenes(world, 600)]))
+
+    assert share(NARROW) > 1.3 * share(WIDE)
+
+
+@pytest.mark.parametrize("kind", BACKGROUNDS)
+def test_every_background_covers_its_area_and_has_its_caption(kind: str) -> None:
+    ground = make_ground(np.random.default_rng(1), 64, 48, kind)
+    assert ground.image.shape == (48, 64, 3)
+    assert ground.image.min() >= 0 and ground.image.max() <= 255
+    assert (ground.caption is None) == (kind == PHOTO)
+
+
+@pytest.mark.parametrize("name", THING_NAMES)
+def test_a_thing_is_drawn_in_the_colour_asked_for(name: str) -> None:
+    image = np.full((SIZE, SIZE, 3), COLOURS["white"], np.float32)
+    draw_thing(Place(image, SIZE / 2, SIZE / 2, 40), name, "purple", np.random.default_rng(2))
+    assert colour_share(image.astype(np.uint8), "purple") > 0.04
+
+
+def test_the_judge_sees_colour_background_and_shape_in_drawings() -> None:
+    wishes = make_wishes(300, seed=8)
+    parts = [drawn(wish.colour, wish.shape, wish.background, wish.seed) for wish in wishes]
+    seen = judge(wishes, parts)
+    assert seen.colour >= 0.98
+    assert seen.background >= 0.99
+    assert seen.shape >= 0.98
+    exchanged = judge(wishes, parts[1:] + parts[:1])
+    assert max(exchanged.colour, exchanged.background, exchanged.shape) < 0.2
+
+
+def test_the_judge_sees_no_figure_on_an_empty_background() -> None:
+    seen = look_at(np.full((64, 64, 3), COLOURS["green"], np.uint8))
+    assert (seen.background, seen.colour, seen.shape) == ("green", None, None)
+
+
+def test_wishes_are_evenly_spread_and_distinct() -> None:
+    wishes = make_wishes(200, seed=1)
+    assert len({wish.prompt for wish in wishes}) == 200
+    assert [sum(wish.shape == shape for wish in wishes) for shape in SHAPES] == [20] * len(SHAPES)
+    assert all(wish.colour != wish.background for wish in wishes)

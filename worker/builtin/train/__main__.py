@@ -1,0 +1,263 @@
+"""Train the built-in model: `python -m worker.builtin.train OUT`. Interrupt it as you like; it goes on from there.
+
+On two processor cores: OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m worker.builtin.train OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import distributed
+
+from worker.builtin.train.autoencoder import AutoencoderTraining
+from worker.builtin.train.captions import WORDS
+from worker.builtin.train.checkpoint import load_checkpoint, save_checkpoint
+from worker.builtin.train.export import export_model, make_pipeline
+from worker.builtin.train.painting import PainterTraining
+from worker.builtin.train.parts import Painter, autoencoder_from, fresh_autoencoder, fresh_painter, painter_from
+from worker.builtin.train.recipe import Recipe
+from worker.builtin.train.trials import GRID_PROMPTS, Obedience, make_wishes, measure, paint, write_grid
+from worker.builtin.train.words import write_tokenizer
+from worker.loading import quieten_libraries
+
+SECONDS_PER_MINUTE = 60
+LOSSES_SHOWN = 100
+TRIAL_SEED = 20  # the benchmark's wishes have another
+CHANGEABLE: dict[str, Callable[[str], Any]] = {
+    "seed": int,
+    "batch": int,
+    "learning_rate": float,
+    "narrow_share": float,
+    "large_share": float,
+}
+console = Console()
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where this process stands among those that train together, and what it trains on."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+
+class Interrupted:
+    """True once somebody has asked to stop; the step that is going on is finished first."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupted:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, _signal: int, _frame: FrameType | None) -> None:
+        self._asked = True
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+
+class Every:
+    """True when that many minutes have passed since it was so last."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = minutes * SECONDS_PER_MINUTE
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        due = time.monotonic() - self._last >= self._seconds
+        if due:
+            self._last = time.monotonic()
+        return due
+
+
+def main(arguments: Sequence[str] | None = None, recipe: Recipe | None = None) -> None:
+    asked = _parse(arguments)
+    recipe = _changed(recipe or Recipe(), asked)
+    quieten_libraries()
+    place = _place(asked.device)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if place.leads:
+        write_tokenizer(asked.out / "tokenizer", WORDS)
+    _wait_for_all(place)
+    with Interrupted() as interrupted:
+        autoencoder = _autoencoder(asked, recipe, place, interrupted)
+        if autoencoder is not None:
+            _train_painter(asked, recipe, place, interrupted, autoencoder)
+    if place.world_size > 1:
+        distributed.destroy_process_group()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.builtin.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="folder for checkpoints, sample pictures and, in OUT/model, the result")
+    parser.add_argument("--start", type=Path, metavar="MODEL", help="begin with this model's weights, not with none")
+    parser.add_argument("--samples", type=int, default=3_000_000, help="pictures to learn from, all in all")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--renderers", type=int, default=0, help="processes that draw scenes (a GPU wants 12 or so)")
+    parser.add_argument("--save-minutes", type=float, default=3)
+    parser.add_argument("--trial-minutes", type=float, default=15, help="between sample pictures")
+    parser.add_argument("--trial-wishes", type=int, default=60, help="prompts painted and judged in a trial")
+    for name, kind in CHANGEABLE.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"instead of {getattr(Recipe(), name)}")
+    return parser.parse_args(arguments)
+
+
+def _changed(recipe: Recipe, asked: argparse.Namespace) -> Recipe:
+    changes = {name: getattr(asked, name) for name in CHANGEABLE if getattr(asked, name) is not None}
+    return dataclasses.replace(recipe, **changes)
+
+
+def _place(device_name: str) -> Place:
+    if not distributed.is_torchelastic_launched():
+        return Place(torch.device(device_name))
+    distributed.init_process_group("nccl" if device_name == "cuda" else "gloo")
+    rank = distributed.get_rank()
+    device = torch.device(device_name, rank) if device_name == "cuda" else torch.device(device_name)
+    return Place(device, rank, distributed.get_world_size())
+
+
+def _wait_for_all(place: Place) -> None:
+    if place.world_size > 1:
+        distributed.barrier()
+
+
+def _autoencoder(asked: argparse.Namespace, recipe: Recipe, place: Place, interrupted: Interrupted) -> Any:
+    """The finished one, trained by now if there was none; None when interrupted. Several processes do the same work."""
+    if asked.start is not None:
+        return autoencoder_from(asked.start / "vae")
+    finished, file = asked.out / "vae", asked.out / "autoencoder.pt"
+    if (finished / "config.json").is_file():
+        return autoencoder_from(finished)
+    training = AutoencoderTraining(recipe, fresh_autoencoder(recipe), place.device)
+    state = load_checkpoint(file, place.device)
+    if state is not None:
+        training.load(state)
+    save_due = Every(asked.save_minutes)
+    with _progress("autoencoder", training.total_steps, training.step, place) as show:
+        while not training.is_done and not interrupted:
+            loss = training.advance()
+            show(training.step, loss)
+            if place.leads and save_due.is_due():
+                save_checkpoint(file, training.state())
+    if place.leads:
+        save_checkpoint(file, training.state())
+        if training.is_done:
+            training.autoencoder.save_pretrained(finished)
+    return training.autoencoder if training.is_done else None
+
+
+def _train_painter(
+    asked: argparse.Namespace, recipe: Recipe, place: Place, interrupted: Interrupted, autoencoder: Any
+) -> None:
+    training = PainterTraining(
+        recipe,
+        _first_painter(asked, recipe),
+        autoencoder,
+        samples=asked.samples,
+        device=place.device,
+        renderers=asked.renderers,
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+    file = asked.out / f"painter-{place.rank}.pt"
+    state = load_checkpoint(file, place.device)
+    if state is not None:
+        training.load(state)
+        console.print(f"going on after step {training.step}, {training.samples} samples", highlight=False)
+    save_due, trial_due = Every(asked.save_minutes), Every(asked.trial_minutes)
+    with _progress("painter", training.target_samples, training.samples, place) as show:
+        while not training.is_done and not interrupted:
+            loss = training.advance()
+            show(training.samples, loss)
+            # One clock for all: the others wait in their next step.
+            if save_due.is_due():
+                save_checkpoint(file, training.state())
+            if place.leads and trial_due.is_due():
+                _try_out(asked, training)
+    save_checkpoint(file, training.state())
+    if place.leads and training.is_done:
+        _try_out(asked, training)
+    _wait_for_all(place)
+
+
+def _first_painter(asked: argparse.Namespace, recipe: Recipe) -> Painter:
+    tokenizer = asked.out / "tokenizer"
+    return fresh_painter(recipe, tokenizer) if asked.start is None else painter_from(asked.start, recipe, tokenizer)
+
+
+def _try_out(asked: argparse.Namespace, training: PainterTraining) -> None:
+    """A grid to look at, figures, and the model itself: the latest in OUT/model, the most obedient in OUT/best."""
+    size, wishes = training.recipe.small_size, make_wishes(asked.trial_wishes, TRIAL_SEED)
+    with training.averaged() as painter:
+        pipeline = make_pipeline(painter, training.autoencoder)
+        obedience = measure(pipeline, wishes, size) if wishes else Obedience(0, 0, 0)
+        grids = asked.out / "grids"
+        grids.mkdir(exist_ok=True)
+        seeds = range(len(GRID_PROMPTS))
+        write_grid(
+            grids / f"{training.samples:08d}.png", GRID_PROMPTS, lambda prompts: paint(pipeline, prompts, seeds, size)
+        )
+        export_model(asked.out / "model", painter, training.autoencoder)
+        if obedience.mean > _best_so_far(asked.out):
+            export_model(asked.out / "best", painter, training.autoencoder)
+    line = f"{training.samples} samples, {len(wishes)} prompts at {size} pixels: {obedience}"
+    console.print(line, highlight=False)
+    with (asked.out / "obedience.log").open("a") as log:
+        log.write(f"{obedience.mean:.4f} {line}\n")
+
+
+def _best_so_far(out: Path) -> float:
+    log = out / "obedience.log"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return max((float(line.split()[0]) for line in lines), default=-1.0)
+
+
+@contextmanager
+def _progress(name: str, total: int, done: int, place: Place) -> Iterator[Any]:
+    """Yields what is to be called with the work done so far and the latest loss."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    losses: list[float] = []
+    calls = 0
+    with Progress(*columns, console=console, disable=not place.leads) as progress:
+        task = progress.add_task(name, total=total, completed=done)
+
+        def show(work: int, loss: float) -> None:
+            nonlocal calls
+            calls += 1
+            losses.append(loss)
+            del losses[:-LOSSES_SHOWN]
+            mean = sum(losses) / len(losses)
+            progress.update(task, completed=work, description=f"{name}, loss {mean:.3f}")
+            if calls % LOSSES_SHOWN == 0:
+                progress.console.print(f"{name}: {work} of {total}, loss {mean:.4f}", highlight=False)
+
+        yield show
+
+
+if __name__ == "__main__":
+    main()
