@@ -19,7 +19,7 @@ TASTE = 0.5
 """What a choice may cost or save by mere chance, beside a seam: how seeds come to differ."""
 PRUNING_ROUNDS = 3
 PRUNED_TO = 20
-TRIES = 4
+TRIES = 3
 TRY_ROUNDS = 6
 LATER_ROUNDS = 4
 # How many of the best choices a finer cell takes over from the one it lies in, and from each of the three next to it.
@@ -27,8 +27,8 @@ INHERITED = ((12, 4), (5, 2), (2, 1))
 INHERITED_BY_FINEST = (1, 1)
 FINEST = 2
 """Cells of this size and below only move the seams."""
-VARIED_SIZE = 4
-"""At this size of cells, the offsets beside the best one are tried too."""
+VARIED_SIZE, MAX_VARIED_CELLS = 4, 4000
+"""At this size of cells, the offsets beside the best one are tried too, where there are not too many cells."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def arrange(
         size //= 2
         own, beside = INHERITED_BY_FINEST if size <= FINEST else next(plan, INHERITED[-1])
         cells = cut(scene.hole, size)
-        codes = _inherit(ranking, cells, own=own, beside=beside, varied=size == VARIED_SIZE)
+        varied = size == VARIED_SIZE and len(cells) <= MAX_VARIED_CELLS
+        codes = _inherit(ranking, cells, own=own, beside=beside, varied=varied)
         ranking = _solve(scene, cells, _with_nearest(scene, cells, codes), check)
     return decode(ranking.codes[:, 0])
 
