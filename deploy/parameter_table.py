@@ -17,6 +17,7 @@ from api.dialects.stability.proto import generation_pb2 as wire
 from api.dialects.stability.samplers import TWINS
 from api.styles import STYLES
 from deploy.parameter_probes import (
+    ADDON_FAMILIES,
     FAMILIES,
     IGNORED,
     LENIENT_SCHEDULER,
@@ -146,7 +147,15 @@ def _prompting() -> list[Parameter]:
         Parameter("enhance_prompt", FLAG),
         Parameter("enhance_style", ("photographic", "anime"), {"enhance_prompt": "yes"}, stability={"extras": _style}),
         Parameter("clip_skip", ("2", "1")),
-        Parameter("embeddings_model", ("embedding-{family}",), {"prompt": "a cat, embedding-{family}"}),
+        Parameter("enhance_style", ("unheard-of",), label="`enhance_style` of another name"),
+        Parameter(
+            "embeddings_model",
+            ("embedding-{family}",),
+            {"negative_prompt": "{family}"},
+            fal="embeddings",
+            fal_values=([{"path": "embedding-{family}"}],),
+        ),
+        Parameter("embeddings_model", ("embedding-{family}",), label="`embeddings_model` without its word"),
     ]
 
 
@@ -224,14 +233,35 @@ def _adding() -> list[Parameter]:
         ),
         Parameter("lora_strength", ("0.5",), {"lora_model": "lora-{family}"}),
         Parameter("vae", ("vae-{family}",)),
-        Parameter("ip_adapter_id", ("ip-adapter-{family}",), but("ip_adapter_id")),
+        Parameter(
+            "ip_adapter_id",
+            ("ip-adapter-{family}",),
+            but("ip_adapter_id"),
+            fal="ip_adapter",
+            fal_values=([{"path": "ip-adapter-{family}", "ip_adapter_image_url": OTHER_PICTURE, "scale": 0.5}],),
+        ),
         Parameter("ip_adapter_image", (OTHER_PICTURE,), {**adapter, "ip_adapter_image": PICTURE}),
         Parameter("ip_adapter_scale", (0.25,), but("ip_adapter_scale")),
+        Parameter("ip_adapter_image", (OTHER_PICTURE,), label="`ip_adapter_image` without `ip_adapter_id`"),
+        Parameter("ip_adapter_scale", (0.25,), label="`ip_adapter_scale` without `ip_adapter_id`"),
+        *_made_for_one_family(but("ip_adapter_id")),
         Parameter("safety_checker", FLAG, fal="enable_safety_checker", fal_values=(True,)),
         Parameter("safetychecker", FLAG),
         Parameter("safety_checker_type", tuple(SafetyAction), {"safety_checker": "yes"}),
         Parameter("safety_checker_type", ("blur",), label="`safety_checker_type` without `safety_checker`"),
     ]
+
+
+def _made_for_one_family(beside_adapter: Mapping[str, Any]) -> Iterator[Parameter]:
+    """What the families differ in: an add-on goes onto a model of its own."""
+    for family in ADDON_FAMILIES:
+        scaled = [{"path": f"lora-{family}", "scale": 0.5}]
+        label = f"made for {family}"
+        yield Parameter(
+            "lora_model", (f"lora-{family}",), fal="loras", fal_values=(scaled,), label=f"`lora_model` {label}"
+        )
+        yield Parameter("vae", (f"vae-{family}",), label=f"`vae` {label}")
+        yield Parameter("ip_adapter_id", (f"ip-adapter-{family}",), beside_adapter, label=f"`ip_adapter_id` {label}")
 
 
 def _delivering() -> list[Parameter]:

@@ -78,6 +78,8 @@ class ModelEntry:
     negative_prompt: str
     prediction_type: str | None = None
     """What the UNet predicts, where its files do not say it right."""
+    empty_prompt: str = ""
+    """What the model is told where a job has no prompt."""
 
     @property
     def has_weights(self) -> bool:
@@ -138,6 +140,7 @@ class _Entry(BaseModel):
     prompt_suffix: str = ""
     negative_prompt: str = ""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    empty_prompt: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> _Entry:
@@ -241,6 +244,7 @@ def _entries(file: _File, base: Path, settings: StorageSettings) -> dict[str, Mo
             prompt_suffix=entry.prompt_suffix,
             negative_prompt=entry.negative_prompt,
             prediction_type=entry.prediction_type,
+            empty_prompt=entry.empty_prompt,
         )
         for model_id, entry in file.models.items()
     }

@@ -44,8 +44,12 @@ def write_lora(
     convs: bool = False,
     texts: bool = False,
     notes_alpha: bool = False,
+    dora: bool = False,
 ) -> Path:
-    """Random weights for the layers that trainers change. `notes_alpha`: in the file's metadata, as PEFT has it."""
+    """Random weights for the layers that trainers change. `notes_alpha`: in the file's metadata, as PEFT has it.
+
+    `dora`: with magnitudes, in diffusers' format.
+    """
     chance = torch.Generator("cpu").manual_seed(seed)
     tensors: Tensors = {}
     metadata: dict[str, str] = {}
@@ -53,6 +57,8 @@ def write_lora(
         spread = SPREAD if part == "unet" else TEXT_SPREAD
         for name, layer in _layers(part, modules, convs=convs, only_attention=file_format == "old_diffusers"):
             pair = _pair(layer, rank, spread, chance)
+            if dora:
+                tensors[f"{part}.{name}.lora_magnitude_vector"] = _magnitude(layer, chance)
             tensors |= NAMERS[file_format](len(model.prompts.towers) > 1, part, name, pair, alpha)
     if notes_alpha:
         parts = _parts(model, unet=unet, texts=texts)
@@ -76,7 +82,7 @@ def _parts(model: LoadedModel, *, unet: bool, texts: bool) -> dict[str, Mapping[
     return {name: model.lora_host.parts[name] for name in names if name in model.lora_host.parts}
 
 
-def _layers(part: str, modules: Mapping[str, Module], *, convs: bool, only_attention: bool) -> list[tuple[str, Module]]:
+def _layers(part: str, modules: Mapping[str, Module], *, convs: bool, only_attention: bool) -> list[tuple[str, Any]]:
     if part != "unet":
         ends: tuple[str, ...] = TEXT_LAYERS
     elif only_attention:
@@ -98,6 +104,12 @@ def _pair(layer: Any, rank: int, spread: float, chance: torch.Generator) -> Pair
         torch.randn(down, generator=chance) / fan**0.5,
         spread * torch.randn(up, generator=chance) / rank**0.5,
     )
+
+
+def _magnitude(layer: Any, chance: torch.Generator) -> torch.Tensor:
+    lengths = torch.linalg.vector_norm(layer.weight.detach().flatten(1), dim=1)
+    changed = lengths * (1 + 0.2 * torch.rand(len(lengths), generator=chance))
+    return changed.view(1, -1, 1, 1) if isinstance(layer, Conv2d) else changed
 
 
 def _name_diffusers(_is_xl: bool, part: str, name: str, pair: Pair, _alpha: float | None) -> Tensors:

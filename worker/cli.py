@@ -160,6 +160,8 @@ def check(
         says = recognise(entry.source.path).says
     except BadModelFiles as error:
         raise _stop(f"{entry.id} does not work: {error}") from error
+    if entry.prediction_type is not None:
+        says += f"; by the models file it predicts {entry.prediction_type}"
     console.print(f"{entry.id} is {says}.", markup=False, soft_wrap=True)
     _print_hashes(files.weights)
     if files.family != entry.family:

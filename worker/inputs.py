@@ -23,6 +23,7 @@ from worker.masks import KEEP, REPAINT, normal_form, scale_mask
 from worker.settings import WorkerSettings
 
 INIT_IMAGE, MASK_IMAGE, LOOK_IMAGE = "init_image", "mask_image", "ip_adapter_image"
+MAX_LOOK_SIDE = 1024
 FORMATS = ("PNG", "JPEG", "WEBP")
 JPEG_NOISE = 24  # gray levels; a drawn mask saved with quality 85 shows up to 21 around its strokes
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -69,7 +70,7 @@ class Inputs:
     original_width: int
     original_height: int
     look: NDArray[np.uint8] | None = None
-    """(H, W, 3) RGB, as it came: the picture for the IP-adapter."""
+    """(H, W, 3) RGB, with its own sides: the picture for the IP-adapter."""
 
     @property
     def width(self) -> int:
@@ -96,8 +97,14 @@ def open_inputs(job: InpaintJob, sources: Sources, *, deadline: float | None = N
     look = None
     if job.ip_adapter is not None:
         data = read_reference(job.ip_adapter.image, LOOK_IMAGE, sources, deadline=deadline)
-        look = np.asarray(decode_picture(data, LOOK_IMAGE, max_pixels=limit))
+        look = _small(decode_picture(data, LOOK_IMAGE, max_pixels=limit))
     return Inputs(picture=picture, mask=mask, original_width=image.width, original_height=image.height, look=look)
+
+
+def _small(image: Image.Image) -> NDArray[np.uint8]:
+    """An image encoder sees a few hundred pixels a side: no job holds more than several times as many."""
+    image.thumbnail((MAX_LOOK_SIDE, MAX_LOOK_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
 def read_reference(reference: str, field: str, sources: Sources, *, deadline: float | None = None) -> bytes:

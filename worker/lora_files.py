@@ -27,13 +27,12 @@ PARTS = (UNET, *TEXT_ENCODERS)
 # Where diffusers' trainers note how the file was made.
 METADATA_KEY = "lora_adapter_metadata"
 OTHER_METHODS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
+    "dora_scale": "DoRA in LyCORIS's format",
     "hada_w1": "LoHa",
     "lokr_w": "LoKr",
     "oft_blocks": "OFT",
 }
-WEIGHT = re.compile(r"(.+)\.lora_(A|B)\.(weight|bias)")
+WEIGHT = re.compile(r"(.+)\.lora_(A\.weight|B\.weight|B\.bias|magnitude_vector)(?:\.weight)?")
 
 Tensors = dict[str, torch.Tensor]
 Value = TypeVar("Value")
@@ -48,12 +47,18 @@ class LowRank:
     """What is added to one layer's output: up(down(input)) times `scale`.
 
     `down` is (rank, inputs) or (rank, inputs, height, width), `up` (outputs, rank) or (outputs, rank, 1, 1).
+    `magnitude` (outputs,) is there in a DoRA: the length that each row of the layer's weights gets.
     """
 
     down: torch.Tensor
     up: torch.Tensor
     bias: torch.Tensor | None
+    magnitude: torch.Tensor | None
     scale: float
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [each for each in (self.down, self.up, self.bias, self.magnitude) if each is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +69,7 @@ class Lora:
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        layers = [layer for part in self.parts.values() for layer in part.values()]
-        tensors = [each for layer in layers for each in (layer.down, layer.up, layer.bias) if each is not None]
+        tensors = [each for part in self.parts.values() for layer in part.values() for each in layer.tensors]
         object.__setattr__(self, "size_bytes", sum(each.element_size() * each.nelement() for each in tensors))
 
 
@@ -132,8 +136,10 @@ def _renamed(tensors: Tensors, unet_config: Any, family: str) -> tuple[Tensors, 
 def _canonical(part: str, tensors: Mapping[str, Value]) -> dict[str, Value]:
     """The same, each named LAYER.lora_A.weight and so on. The order of conversions is diffusers' own."""
     try:
-        if part == UNET:
-            converted = tensors if "lora_A" in next(iter(tensors)) else convert_unet_state_dict_to_peft(tensors)
+        if any(".lora_A." in name for name in tensors):
+            converted = tensors
+        elif part == UNET:
+            converted = convert_unet_state_dict_to_peft(tensors)
         else:
             converted = convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
     except ValueError as error:
@@ -169,19 +175,20 @@ def _layers(
         match = WEIGHT.fullmatch(name)
         if match is None:
             raise BadLora("its file holds weights that belong to no layer")
-        found[match[1]][match[2] + match[3]] = tensor
+        found[match[1]][match[2]] = tensor
     layers = {}
     for layer, weights in found.items():
-        down, up = weights.get("Aweight"), weights.get("Bweight")
+        down, up = weights.get("A.weight"), weights.get("B.weight")
         if down is None or up is None or down.ndim != up.ndim or up.ndim not in (2, 4):
             raise BadLora("its file holds half a layer")
         if not (down.is_floating_point() and up.is_floating_point()):
             raise BadLora("its file holds weights of a kind that is not supported")
-        bias = weights.get("Bbias")
+        bias, magnitude = weights.get("B.bias"), weights.get("magnitude_vector")
         layers[layer] = LowRank(
             down=down.to(device, dtype),
             up=up.to(device, dtype),
             bias=None if bias is None else bias.to(device, dtype),
+            magnitude=None if magnitude is None else magnitude.flatten().to(device, dtype),
             scale=_scale(layer, down.shape[0], alphas, config),
         )
     return layers

@@ -21,7 +21,20 @@ log = structlog.get_logger(__name__)
 OLD_TEXT_PREFIX = "text_model."
 POINT_KERNEL = (1, 1)
 
-Addends = tuple[tuple[LowRank, float], ...]
+
+@dataclass(frozen=True, eq=False)
+class Addend:
+    """What is added to one layer: `amount` times the low-rank change.
+
+    `gain`, for a DoRA, by output: how much longer each row of the weights gets with the change.
+    """
+
+    low_rank: LowRank
+    amount: float
+    gain: torch.Tensor | None
+
+
+Addends = tuple[Addend, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +58,17 @@ class FittedLora:
     """One LoRA, its layers found in one model."""
 
     use: LoraUse
-    layers: Mapping[Module, LowRank]
+    layers: Mapping[Module, Addend]
     changes_texts: bool
 
 
 def join_loras(loras: Sequence[FittedLora]) -> LoraSet:
     """The set of these, whose order is of no matter."""
-    layers: dict[Module, list[tuple[LowRank, float]]] = defaultdict(list)
+    layers: dict[Module, list[Addend]] = defaultdict(list)
     ordered = sorted(loras, key=lambda each: (each.use.id, each.use.strength))
     for lora in ordered:
-        for module, low_rank in lora.layers.items():
-            layers[module].append((low_rank, lora.use.strength))
+        for module, addend in lora.layers.items():
+            layers[module].append(addend)
     return LoraSet(
         uses=tuple(lora.use for lora in ordered),
         text_uses=tuple(lora.use for lora in ordered if lora.changes_texts),
@@ -89,7 +102,7 @@ class LoraHost:
 
     def fit(self, use: LoraUse, lora: Lora) -> FittedLora:
         """Raises BadLora where it was not made for this model."""
-        found: dict[Module, LowRank] = {}
+        found: dict[Module, Addend] = {}
         strangers = 0
         for part, layers in lora.parts.items():
             for layer, low_rank in layers.items():
@@ -97,7 +110,7 @@ class LoraHost:
                 if module is None:
                     strangers += 1
                 elif _fits(low_rank, module):
-                    found[module] = low_rank
+                    found[module] = _addend(low_rank, module, low_rank.scale * use.strength)
                 else:
                     raise BadLora("it was made for another model: its layers are of other sizes")
         if strangers > len(found):
@@ -137,19 +150,44 @@ def _fits(low_rank: LowRank, module: Module) -> bool:
         expected = (inputs, (module.out_channels, down.shape[0], *POINT_KERNEL))
     else:
         return False
-    bias_fits = low_rank.bias is None or tuple(low_rank.bias.shape) == (up.shape[0],)
-    return (tuple(down.shape[1:]), tuple(up.shape)) == expected and bias_fits
+    by_output = [each for each in (low_rank.bias, low_rank.magnitude) if each is not None]
+    return (tuple(down.shape[1:]), tuple(up.shape)) == expected and all(
+        tuple(each.shape) == (up.shape[0],) for each in by_output
+    )
+
+
+@torch.inference_mode()
+def _addend(low_rank: LowRank, module: Any, amount: float) -> Addend:
+    """Source of the gain: DoRA, Liu et al., equation 5."""
+    if low_rank.magnitude is None:
+        return Addend(low_rank, amount, None)
+    change = low_rank.up.flatten(1).float() @ low_rank.down.flatten(1).float()
+    lengths = torch.linalg.vector_norm(module.weight.flatten(1).float() + amount * change, dim=1)
+    return Addend(low_rank, amount, (low_rank.magnitude.float() / lengths).to(low_rank.magnitude.dtype))
 
 
 def _adding(addends: Addends) -> Callable[[Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
     """Source: LoRA, Hu et al., equation 3; the order of the operations is PEFT's."""
 
     def add(module: Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        for low_rank, strength in addends:
-            output = torch.add(output, _change(low_rank, module, inputs[0]), alpha=low_rank.scale * strength)
+        for addend in addends:
+            change = _change(addend.low_rank, module, inputs[0])
+            if addend.gain is not None:
+                output, change = _lengthened(output, change, module, addend.gain)
+            output = torch.add(output, change, alpha=addend.amount)
         return output
 
     return add
+
+
+def _lengthened(
+    output: torch.Tensor, change: torch.Tensor, module: Any, gain: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both times the gain; the layer's own bias is left as it is."""
+    by_channel = (-1, 1, 1) if isinstance(module, Conv2d) else (-1,)
+    bias = 0 if module.bias is None else module.bias.view(by_channel)
+    gain = gain.view(by_channel)
+    return gain * (output - bias) + bias, gain * change
 
 
 def _change(low_rank: LowRank, module: Module, given: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,8 @@ class TextTower:
 class PromptEncoder:
     """One model's text encoders (one, or the two of XL), and the encodings of the last texts. One thread only.
 
-    `zeros_for_empty`: XL models say so where an absent negative prompt is zeros, not the encoding of "".
+    `cache_entries`: texts of one window; longer ones count as several. `zeros_for_empty`: XL models say so where an
+    absent negative prompt is zeros, not the encoding of "".
     """
 
     def __init__(self, towers: Sequence[TextTower], *, cache_entries: int, zeros_for_empty: bool = False) -> None:
@@ -71,6 +72,7 @@ class PromptEncoder:
         self._cache_entries = cache_entries
         self._zeros_for_empty = zeros_for_empty
         self._cache: OrderedDict[tuple[Hashable, str, Reading], Conditioning] = OrderedDict()
+        self._cached_tokens = 0
         self.encodes = 0
         self.worn: Hashable = ()
         """What is on the text encoders (LoRAs): encodings made under something else are others."""
@@ -98,8 +100,10 @@ class PromptEncoder:
         self.encodes += 1
         encoding = self._encode(text, reading)
         self._cache[key] = encoding
-        while len(self._cache) > self._cache_entries:
-            self._cache.popitem(last=False)
+        self._cached_tokens += encoding.hidden.shape[1]
+        while self._cached_tokens > self._cache_entries * self._window_tokens:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_tokens -= dropped.hidden.shape[1]
         return encoding
 
     def encode_mean(self, prompts: Sequence[WeightedPrompt], reading: Reading = PLAIN) -> Conditioning:
@@ -112,7 +116,7 @@ class PromptEncoder:
         parts: list[Conditioning] = []
         for each in prompts:
             parts.append(self.encode(each.text, reading))
-            if len(parts) > 1 and sum(part.hidden.shape[1] for part in parts) > self._max_tokens:
+            if len(parts) > 1 and sum(part.hidden.shape[1] for part in parts) > MAX_WINDOWS * self._window_tokens:
                 raise PromptTooLong
         if len(parts) == 1:
             return parts[0]
@@ -140,8 +144,8 @@ class PromptEncoder:
         )
 
     @property
-    def _max_tokens(self) -> int:
-        return MAX_WINDOWS * max(tower.window_tokens for tower in self.towers)
+    def _window_tokens(self) -> int:
+        return max(tower.window_tokens for tower in self.towers)
 
     def _encode(self, text: str, reading: Reading) -> Conditioning:
         fragments = split_by_weight(text)

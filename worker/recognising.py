@@ -25,7 +25,6 @@ OTHER_METHODS = {
     "lokr_w": "LoKr",
     "oft_blocks": "OFT",
     "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
 }
 # Words in the names of LoRAs for models that are not read here.
 OTHER_FAMILIES = {

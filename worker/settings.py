@@ -59,7 +59,7 @@ class WorkerSettings(EnvironmentSettings):
         "the models, in bytes; those of running jobs always fit. Unset: a tenth of what the models may take.",
     )
     prompt_cache_entries: NonNegativeInt = Field(
-        default=256, description="Prompt encodings kept for each loaded model."
+        default=256, description="Prompt encodings kept for each loaded model; a long prompt counts as several."
     )
     picture_cache_bytes: NonNegativeInt = Field(
         default=64 * MEBIBYTE,

@@ -210,7 +210,7 @@ def _repainted(
     painting = Painting(
         job_id=job.job_id,
         model=job.model,
-        prompt=job.prompt,
+        prompt=job.prompt.strip() or entry.empty_prompt,
         negative_prompt=job.negative_prompt,
         picture=frame.picture_for_model(inputs.picture),
         mask=frame.mask_for_model(inputs.mask),

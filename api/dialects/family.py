@@ -13,7 +13,7 @@ from typing import Any
 
 from api.addresses import picture_links
 from api.dialects import family_addons
-from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields, refused_fields
+from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields
 from api.dialects.family_safety import safety_of
 from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
@@ -142,7 +142,6 @@ def _read(body: Mapping[str, Any], model: type[InpaintBody], circumstances: Circ
         asked = asked and asked.model_copy(update={"prompt": ""})
     else:
         asked, problems = read_fields(model, body)
-    problems += refused_fields(body)
     if asked is not None:
         texts = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt}
         problems += [

@@ -12,9 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.errors import Problem
 from api.fields import (
-    NO_WORDS,
     WireFlag,
     WireInteger,
     WireName,
@@ -222,7 +220,6 @@ class LegacyBody(InpaintBody):
 
 class Fate(StrEnum):
     HONOURED = "honoured"
-    REFUSED = "refused"
     IGNORED = "ignored"
 
 
@@ -233,7 +230,6 @@ class FieldFate:
     note: str
 
 
-REFUSED: dict[str, str] = {}
 _NOT_HERE = "Belongs to other endpoints of these APIs."
 IGNORED = {
     "upscale": _NOT_HERE,
@@ -255,20 +251,10 @@ IGNORED = {
 
 FIELDS: tuple[FieldFate, ...] = (
     *(FieldFate(name, Fate.HONOURED, info.description or "") for name, info in InpaintBody.model_fields.items()),
-    *(FieldFate(name, Fate.REFUSED, note) for name, note in REFUSED.items()),
     *(FieldFate(name, Fate.IGNORED, note) for name, note in IGNORED.items()),
 )
-
-
-def refused_fields(body: Mapping[str, Any]) -> list[Problem]:
-    """Those in the body that ask for what is not there; "no" and the like ask for nothing."""
-    return [Problem(name, "not_supported") for name in REFUSED if name in body and not _asks_for_nothing(body[name])]
 
 
 def ignored_fields(body: Mapping[str, Any]) -> list[str]:
     """Those that were given a value and have no effect."""
     return [name for name in body if name in IGNORED and not is_blank(body[name])]
-
-
-def _asks_for_nothing(value: Any) -> bool:
-    return is_blank(value) or value in ([], {}, False) or str(value).strip().casefold() in NO_WORDS

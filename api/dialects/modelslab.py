@@ -103,7 +103,6 @@ PROBLEM_WORDS = {
     "too_small": "{field} must be at least {low}",
     "too_long": "{field} must not be longer than {high} characters",
     "not_a_choice": "{field} must be one of {choices}",
-    "not_supported": "{field} is not supported yet",
     "no_safety_checker": "{field} cannot be used because this service has no safety checker",
     "unknown_addon": "{field} not found: {value}",
     "other_family": "{field} {value} is not for the model {model}",

@@ -111,7 +111,6 @@ PROBLEM_WORDS = {
     "too_small": "The {field} must be at least {low}.",
     "too_long": "The {field} may not be longer than {high} characters.",
     "not_a_choice": "The {field} must be one of {choices}.",
-    "not_supported": "The {field} is not supported yet.",
     "no_safety_checker": "The {field} cannot be used because this service has no safety checker.",
     "unknown_addon": "The selected {field} is invalid: {value} was not found.",
     "other_family": "The {field} {value} is not for the model {model}.",

@@ -46,8 +46,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "use_karras_sigmas": {"scheduler": "UniPCMultistepScheduler"},
     "algorithm_type": {"scheduler": "DPMSolverMultistepScheduler"},
     "lora_strength": {"lora_model": "contrast-fix"},
+    "embeddings_model": {"negative_prompt": "easynegative"},
     "ip_adapter_id": {"ip_adapter_image": FACE},
-    "embeddings_model": {"prompt": "a cat sitting on a bench, easynegative"},
     "ip_adapter_scale": {"ip_adapter_id": "ip-adapter_sd15", "ip_adapter_image": FACE},
     "ip_adapter_image": {"ip_adapter_id": "ip-adapter_sd15"},
 }

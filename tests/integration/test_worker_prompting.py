@@ -51,6 +51,15 @@ def test_layers_words_and_a_picture_to_look_at_reach_the_engine(scene: Scene) ->
     assert np.array_equal(painting.look.picture, a_picture(50))
 
 
+def test_a_large_picture_to_look_at_is_made_smaller(scene: Scene) -> None:
+    large = png_of(np.zeros((500, 3000, 3), np.uint8))
+    scene.submit(ip_adapter=IpAdapterUse("face", put(scene, large), 1.0))
+    work_off_ticket(workshop_of(scene))
+    look = scene.engine.paintings[0].look
+    assert look is not None
+    assert look.picture.shape == (171, 1024, 3)
+
+
 def test_what_the_engine_notes_is_recorded_with_the_job(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scene.engine, "_take_time", lambda painting: painting.notes.update(clip_skip=2))
     job = scene.submit(clip_skip=8)

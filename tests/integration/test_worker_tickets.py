@@ -102,6 +102,13 @@ def test_a_larger_result_is_worked_around_its_mask_and_keeps_the_scaled_picture(
     assert not np.array_equal(scene.result(job)[60:90, 90:140], scaled[60:90, 90:140])
 
 
+def test_a_job_without_a_prompt_gets_what_its_model_takes_for_one(scene: Scene) -> None:
+    scene.submit(prompt="  ")
+    work_off_ticket(scene.workshop())
+    (painting,) = scene.engine.paintings
+    assert painting.prompt == "background"
+
+
 def test_words_that_the_model_does_not_know_are_noted(scene: Scene) -> None:
     job = scene.submit(prompt="A red Elephant on a blue background")
     work_off_ticket(scene.workshop())

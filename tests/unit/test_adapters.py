@@ -200,8 +200,8 @@ def of_integers(path: Path, lora: Path) -> Path:
 
 
 def of_another_method(path: Path, lora: Path) -> Path:
-    tensors = load_file(lora)
-    save_file(tensors | {"unet.conv_in.lora_magnitude_vector": torch.ones(32)}, path)
+    name = "lora_unet_down_blocks_1_attentions_0_proj_in"
+    save_file(load_file(lora) | {f"{name}.dora_scale": torch.ones(64, 1)}, path)
     return path
 
 

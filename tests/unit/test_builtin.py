@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +22,8 @@ pytestmark = LIBRARY_WARNINGS
 SIZE = 128
 HOLE = slice(32, 96)
 MAX_BYTES = 15_000_000
+# Of all weights together, in the order of their paths. Whoever ships others changes this and the model's card.
+WEIGHTS_SHA256 = "99f0d3ac069b77b06f529d73eb45f4e9459e6ca2a04f0e9d943a0c3be3c388e8"
 DOODLE = load_catalog(StorageSettings(models_file=None)).default
 
 
@@ -68,6 +72,38 @@ def test_the_catalogues_doodle_is_the_model_that_ships() -> None:
     files = [path for path in DOODLE.source.path.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < MAX_BYTES
     assert {path.suffix for path in files} == {".json", ".md", ".safetensors", ".txt"}
+
+
+def test_the_weights_are_the_ones_that_were_measured() -> None:
+    assert isinstance(DOODLE.source, Folder)
+    weights = sorted(DOODLE.source.path.rglob("*.safetensors"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
+    assert digest == WEIGHTS_SHA256, "new weights? Then measure them anew and say so in their card"
+
+
+def test_its_list_of_words_is_what_its_tokenizer_knows() -> None:
+    assert isinstance(DOODLE.source, Folder)
+    words = json.loads((DOODLE.source.path / "words.json").read_text())
+    tokenizer = load_on_cpu(DOODLE).prompts.towers[0].tokenizer
+    assert len(words) > 100
+    assert all(len(tokenizer(word).input_ids) == 3 for word in words)
+
+
+def test_the_colour_lands_where_the_mask_is(engine: Engine) -> None:
+    left = np.zeros((SIZE, SIZE), np.uint8)
+    left[:, : SIZE // 2] = 255
+    [picture] = engine.paint(ask("red background", mask=left, seeds=(1,)))
+    red = picture[..., 0].astype(int) > picture[..., 1:].max(axis=-1).astype(int) + 60
+    assert red[:, : SIZE // 2].mean() > 0.9
+    assert red[:, SIZE // 2 :].mean() < 0.1
+
+
+def test_without_a_prompt_the_surroundings_go_on(engine: Engine) -> None:
+    sky = np.full((SIZE, SIZE, 3), (120, 180, 240), np.uint8)
+    marked = sky.copy()
+    marked[48:80, 48:80] = (215, 30, 35)
+    [picture] = engine.paint(ask(DOODLE.empty_prompt, picture=marked, seeds=(1,)))
+    assert np.abs(hole_of(picture) - hole_of(sky)).mean() < 15
 
 
 @pytest.mark.parametrize("colour", ["red", "green", "blue"])

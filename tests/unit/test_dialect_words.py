@@ -18,7 +18,7 @@ from tests.jobs import a_job
 DIALECTS = [modelslab, stable_diffusion_v3]
 PROBLEM_KINDS = (
     *("missing", "not_text", "not_an_integer", "not_a_number", "not_finite", "not_a_flag", "out_of_range"),
-    *("too_small", "too_long", "not_a_choice", "not_supported", "no_safety_checker"),
+    *("too_small", "too_long", "not_a_choice", "no_safety_checker"),
     *("unknown_addon", "other_family", "wrong_count", "too_many"),
 )
 FACTS = {"low": 1, "high": 9, "choices": "a, b", "value": "c", "limit": 5, "name": "m"}

@@ -91,6 +91,17 @@ def test_one_command_trains_goes_on_and_leaves_a_model_that_paints(tmp_path: Pat
     assert picture.shape == (64, 64, 3) and picture.std() > 0
 
 
+def test_a_training_begins_with_given_weights_and_goes_on_without_them(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--trial-wishes", "0", "--samples"]
+    main([str(tmp_path / "one"), *arguments, "6"], TINY)
+    main([str(tmp_path / "two"), "--weights", str(tmp_path / "one" / "model"), *arguments, "6"], TINY)
+    main([str(tmp_path / "two"), *arguments, "12"], TINY)
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "two" / "model" / vae).read_bytes() == (tmp_path / "one" / "model" / vae).read_bytes()
+    state = load_checkpoint(tmp_path / "two" / "painter-0.pt", CPU)
+    assert state is not None and state["samples"] >= 12
+
+
 def test_an_interrupted_training_goes_on_bit_for_bit(tokenizer: Path, tmp_path: Path) -> None:
     whole = training(tokenizer)
     losses = [whole.advance() for _ in range(9)]

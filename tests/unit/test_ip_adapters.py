@@ -30,7 +30,7 @@ from tests.tiny_models import TEXT_WIDTH, make_tiny_model, tiny_entry
 from worker.adapters import Adapters
 from worker.engine import Engine
 from worker.errors import AddonUnavailable
-from worker.ip_adapters import Look
+from worker.ip_adapters import Look, prepare_look
 from worker.looking import cross_attentions
 from worker.preparing import begin_samples
 from worker.sample import predict_noise
@@ -196,6 +196,30 @@ def test_adapters_used_least_lately_leave_the_memory(
         use(small, kind)
         assert 0 < small.shelf.held_bytes < everything.shelf.held_bytes
     assert small.shelf.loads == 4, "plain, the encoder, plus, and plain again"
+
+
+@pytest.mark.parametrize("shape", [(1, 1000), (1000, 2), (3, 14), (40, 56), (1, 1)], ids=str)
+def test_a_strip_is_cut_to_its_middle_before_it_is_enlarged(
+    folders: dict[str, Path], adapters: dict[tuple[str, str], IpAdapter], shape: tuple[int, int]
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    look = Look(adapters["sd", "plain"], picture, 0.5)
+    sizes: list[tuple[int, int]] = []
+    with Adapters(NO_ADDONS).fitted(
+        load_on_cpu(tiny_entry("sd", folders["sd"])), make_painting(look=look), stay
+    ) as model:
+        assert model.looker is not None
+        process = model.looker.encoder.process
+
+        def measured(image: Image.Image, **options: Any) -> Any:
+            sizes.append(image.size)
+            return process(image, **options)
+
+        encoder = dataclasses.replace(model.looker.encoder, process=measured)
+        prepared = prepare_look(dataclasses.replace(model.looker, encoder=encoder), look)
+    assert max(sizes[0]) <= 4 * min(sizes[0])
+    if max(shape) <= 4 * min(shape):
+        assert torch.equal(prepared.pixels, process(Image.fromarray(picture), return_tensors="pt").pixel_values)
 
 
 def stay() -> None:

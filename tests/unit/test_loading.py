@@ -298,14 +298,16 @@ import socket, sys
 def refuse(*args, **kwargs):
     raise AssertionError("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refuse
-import dataclasses, torch
+import dataclasses, json, torch
 from pathlib import Path
 from storage.model_catalog import Folder, SingleFile, load_catalog
 from storage.settings import StorageSettings
 from worker.loading import load_model
-folder, file = Path(sys.argv[1]), Path(sys.argv[2])
+from worker import checkpoints
+folder, file, alone = map(Path, sys.argv[1:4])
+checkpoints._layout_configs = json.loads(sys.argv[4]).__getitem__
 doodle = load_catalog(StorageSettings()).find("doodle")
-for source in (doodle.source, Folder(folder), SingleFile(path=file, config=folder)):
+for source in (doodle.source, Folder(folder), SingleFile(path=file, config=folder), SingleFile(path=alone)):
     entry = dataclasses.replace(doodle, source=source)
     load_model(entry, device=torch.device("cpu"), dtype=torch.float32, prompt_cache_entries=1)
 """
@@ -313,13 +315,16 @@ for source in (doodle.source, Folder(folder), SingleFile(path=file, config=folde
 
 def test_loading_asks_no_network_and_prints_nothing_of_the_libraries(original: Path, tmp_path: Path) -> None:
     file = write_single_file(original, tmp_path / "model.safetensors")
-    command = [sys.executable, "-c", LOAD_WITHOUT_NETWORK, str(original), str(file)]
+    with_words = make_tiny_model(tmp_path, own_words=False)
+    alone = write_single_file(with_words, tmp_path / "alone.safetensors")
+    configs = json.dumps({"sd1": _configs_of(with_words)})
+    command = [sys.executable, "-c", LOAD_WITHOUT_NETWORK, str(original), str(file), str(alone), configs]
     quiet = ("TRANSFORMERS_VERBOSITY", "HF_HUB_OFFLINE")
     plain = {name: value for name, value in os.environ.items() if name not in quiet}
     run = subprocess.run(command, env=plain, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 0, run.stderr
     assert [line for line in run.stderr.splitlines() if line] == []
-    assert run.stdout.count("model_loaded") == len(run.stdout.splitlines()) == 3
+    assert run.stdout.count("model_loaded") == len(run.stdout.splitlines()) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from storage.job import LoraUse
 from storage.model_catalog import ModelEntry
@@ -50,6 +51,7 @@ ASKED: list[tuple[str, list[tuple[dict[str, Any], float]]]] = [
     ("sd9", [({"file_format": "diffusers", "unet": False, "texts": True}, 1.0)]),
     ("sd9", [({"file_format": "old_diffusers"}, 1.2)]),
     ("sd9", [({"file_format": "kohya"}, 0.7), ({"file_format": "diffusers", "rank": 2, **EVERYTHING}, -0.5)]),
+    ("sd9", [({"dora": True, "convs": True}, 0.7), ({"file_format": "diffusers"}, 0.5)]),
     ("sd4", [({"file_format": "kohya", "alpha": 2, **EVERYTHING}, 0.9)]),
     ("sd4", [({"file_format": "diffusers"}, 0.4), ({"file_format": "old_diffusers"}, 0.6)]),
     ("sdxl9", [({"file_format": "kohya", "alpha": 2, **EVERYTHING}, 0.8)]),
@@ -125,8 +127,6 @@ def test_the_picture_is_that_of_the_stock_pipeline_with_the_same_loras(
 
 def test_alphas_of_each_layer_count(folder: Path, tmp_path: Path) -> None:
     """Stock reads these by names that no layer has: it is no measure here, but two files of one alpha each are."""
-    from safetensors.torch import load_file, save_file  # noqa: PLC0415  # here alone
-
     entry = entry_of("sd9", folder)
     loaded = load_on_cpu(entry)
     whole = write_lora(tmp_path / "whole.safetensors", loaded, file_format="kohya", texts=True)
@@ -147,6 +147,27 @@ def test_alphas_of_each_layer_count(folder: Path, tmp_path: Path) -> None:
         )
     assert np.abs(by_alphas.astype(int) - by_weights).max() <= 1
     assert psnr(by_alphas, whole_picture) < BATCHED_PSNR
+
+
+def test_a_dora_gives_the_rows_of_a_text_encoder_their_lengths(folder: Path, tmp_path: Path) -> None:
+    """Stock leaves these lengths unread: the measure is a model with the weights that the DoRA stands for."""
+    entry = entry_of("sd9", folder)
+    loaded, changed = load_on_cpu(entry), load_on_cpu(entry)
+    path = write_lora(tmp_path / "dora.safetensors", loaded, dora=True, unet=False, texts=True)
+    tensors = load_file(path)
+    for name, module in changed.lora_host.parts["text_encoder"].items():
+        stem = f"text_encoder.{name}.lora_"
+        if f"{stem}A.weight" in tensors:
+            weight = module.weight + tensors[f"{stem}B.weight"] @ tensors[f"{stem}A.weight"]
+            lengths = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+            module.weight.data = tensors[f"{stem}magnitude_vector"][:, None] * weight / lengths
+    with running_engine(entry, load=lambda _entry: changed) as engine:
+        [expected] = engine.paint(make_painting())
+    with engine_with(loaded, {"dora": path}, folder) as engine:
+        [painted] = engine.paint(make_painting(loras=uses(dora=1.0)))
+        [without] = engine.paint(make_painting())
+    assert np.abs(painted.astype(int) - expected).max() <= 1
+    assert psnr(painted, without) < BATCHED_PSNR
 
 
 def test_a_strength_of_0_is_no_lora_bit_for_bit(model: LoadedModel, files: Files, folder: Path) -> None:

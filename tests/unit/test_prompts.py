@@ -181,6 +181,15 @@ def test_the_texts_used_last_are_kept(folder: Path) -> None:
 
 
 @torch.inference_mode()
+def test_a_long_text_takes_the_room_of_several(folder: Path) -> None:
+    model = load_on_cpu(tiny_entry("tiny", folder))
+    encoder = PromptEncoder(model.prompts.towers, cache_entries=3)
+    for text in ("a", "the", "a red dog " * 40, "a", "the"):
+        encoder.encode(text)
+    assert encoder.encodes == 5, "'the' had to leave, then, for 'a', the long one"
+
+
+@torch.inference_mode()
 def test_without_a_cache_every_text_is_encoded(folder: Path) -> None:
     model = load_on_cpu(tiny_entry("tiny", folder))
     encoder = PromptEncoder(model.prompts.towers, cache_entries=0)

@@ -27,7 +27,7 @@ DESCRIPTION = (
     "Repaints the white part of a mask. Where `num_inference_steps` or `guidance_scale` is absent, the model named "
     "by `model_name` uses its own default, which its maker or the operator of this service has chosen for it: there "
     "is no number that holds for all of them. `strength`, `scheduler`, `loras`, `vae`, `clip_skip`, `embeddings`, "
-    "`ip_adapter` and `enable_safety_checker` are extras of this service. "
+    "`ip_adapter` and `enable_safety_checker` are extras. "
     "What is wrong with an input is said at the result, with status 422; a submit is refused only for its key, an "
     "unknown application, a full queue, or a `fal_webhook` that may not be called."
 )

@@ -116,7 +116,6 @@ PROBLEMS: Mapping[str, tuple[str, str]] = {
     "other_family": ("value_error", "{value} is not for the model {model}"),
     "wrong_count": ("value_error", "Input should be one number, or {expected}"),
     "too_many": ("too_long", "Input should name at most {high}"),
-    "not_supported": ("feature_not_supported", "This input is not supported"),
     "no_safety_checker": ("feature_not_supported", "This service has no safety checker"),
 }
 

@@ -115,7 +115,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m worker.builtin.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for checkpoints, sample pictures and, in OUT/model, the result")
-    parser.add_argument("--start", type=Path, metavar="MODEL", help="begin with this model's weights, not with none")
+    parser.add_argument("--weights", type=Path, metavar="MODEL", help="begin with this model's weights, not with none")
     parser.add_argument("--samples", type=int, default=3_000_000, help="pictures to learn from, all in all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--renderers", type=int, default=0, help="processes that draw scenes (a GPU wants 12 or so)")
@@ -146,11 +146,23 @@ def _wait_for_all(place: Place) -> None:
         distributed.barrier()
 
 
+def _agreed(place: Place, *wishes: bool) -> list[bool]:
+    """For each wish: does any of the processes have it? They must stop and save after the same step."""
+    if place.world_size == 1:
+        return list(wishes)
+    votes = torch.tensor(wishes, dtype=torch.int32, device=place.device)
+    distributed.all_reduce(votes)
+    return [bool(vote) for vote in votes]
+
+
 def _autoencoder(asked: argparse.Namespace, recipe: Recipe, place: Place, interrupted: Interrupted) -> Any:
     """The finished one, trained by now if there was none; None when interrupted. Several processes do the same work."""
-    if asked.start is not None:
-        return autoencoder_from(asked.start / "vae")
     finished, file = asked.out / "vae", asked.out / "autoencoder.pt"
+    if asked.weights is not None:
+        autoencoder = autoencoder_from(asked.weights / "vae")
+        if place.leads:
+            autoencoder.save_pretrained(finished)  # so that the training goes on without these weights, too
+        return autoencoder
     if (finished / "config.json").is_file():
         return autoencoder_from(finished)
     training = AutoencoderTraining(recipe, fresh_autoencoder(recipe), place.device)
@@ -191,11 +203,12 @@ def _train_painter(
         console.print(f"going on after step {training.step}, {training.samples} samples", highlight=False)
     save_due, trial_due = Every(asked.save_minutes), Every(asked.trial_minutes)
     with _progress("painter", training.target_samples, training.samples, place) as show:
-        while not training.is_done and not interrupted:
+        stop = False
+        while not training.is_done and not stop:
             loss = training.advance()
             show(training.samples, loss)
-            # One clock for all: the others wait in their next step.
-            if save_due.is_due():
+            stop, save = _agreed(place, bool(interrupted), place.leads and save_due.is_due())
+            if save:
                 save_checkpoint(file, training.state())
             if place.leads and trial_due.is_due():
                 _try_out(asked, training)
@@ -207,7 +220,7 @@ def _train_painter(
 
 def _first_painter(asked: argparse.Namespace, recipe: Recipe) -> Painter:
     tokenizer = asked.out / "tokenizer"
-    return fresh_painter(recipe, tokenizer) if asked.start is None else painter_from(asked.start, recipe, tokenizer)
+    return fresh_painter(recipe, tokenizer) if asked.weights is None else painter_from(asked.weights, recipe, tokenizer)
 
 
 def _try_out(asked: argparse.Namespace, training: PainterTraining) -> None:
