@@ -44,7 +44,9 @@ class InpaintInput(BaseModel):
         "A URL only where the models file lists it as a name.",
         examples=["diffusers/stable-diffusion-xl-1.0-inpainting-0.1"],
     )
-    prompt: Text = Field(description="What is to be painted.", examples=["a photo of a cat"])
+    prompt: Text = Field(
+        description="What is to be painted. A model without weights needs none.", examples=["a photo of a cat"]
+    )
     negative_prompt: Text | None = Field(default="", description="What is not to be painted.", examples=["cartoon"])
     image_url: Text = Field(
         description="The picture: an http or https URL, or a data URI. The result has its size.",
