@@ -82,7 +82,7 @@ class Adapters:
             raise _unavailable("LoRA", use.id, model, "it is not in the models file any more")
         # Kohya's names are read by the number of layers in a block; else a LoRA is the same for every model.
         unet_config = model.unet.config
-        key = ("lora", addon.id, addon.family, unet_config.layers_per_block)
+        key = ("lora", addon.id, addon.family, str(unet_config.layers_per_block))
         read = functools.partial(
             read_lora, addon.path, unet_config, family=addon.family, device=model.device, dtype=model.dtype
         )

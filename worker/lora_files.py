@@ -18,6 +18,7 @@ from diffusers.utils import (
     convert_unet_state_dict_to_peft,
 )
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 
 from worker.model_files import PICKLES, SAFETENSORS, WHY_NO_PICKLES
 
@@ -115,12 +116,12 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise BadLora(f"its file is not a {SAFETENSORS} file")
     try:
         with safe_open(path, framework="pt") as file:
-            # Copies: what is in memory must not depend on the file any more.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no mapping
             noted = (file.metadata() or {}).get(METADATA_KEY)
+        # Not by get_tensor of the above: in safetensors 0.8.0 each call of it leaves some bytes behind.
+        tensors = load(path.read_bytes())
         config = json.loads(noted) if noted else {}
         return tensors, config if isinstance(config, dict) else {}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise BadLora("its file is no whole safetensors file") from error
 
 
@@ -128,7 +129,7 @@ def _renamed(tensors: Tensors, unet_config: Any, family: str) -> tuple[Tensors, 
     """The tensors by part, as diffusers names them, and kohya's alphas."""
     try:
         named, alphas = import_reader(family).lora_state_dict(tensors, unet_config=unet_config)
-    except (ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise BadLora("the names in its file are none of a LoRA for its family") from error
     return named, alphas or {}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -477,6 +479,22 @@ def test_reading_a_lora_does_not_hold_the_painting_of_others_up(
         assert not waiting.done()
         may_read.set()
         assert len(waiting.result(WAIT_SECONDS)) == 1
+
+
+def test_reading_a_lora_again_and_again_leaves_nothing_behind(model: LoadedModel, lora: Path) -> None:
+    adapters = Adapters(addons_of({"ink": lora}), capacity_bytes=0)
+
+    def read(times: int) -> int:
+        for _ in range(times):
+            with adapters.fitted(model, with_lora("ink"), unhurried):
+                pass
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = read(5)
+    assert read(40) - before < 40 * 10
+    assert adapters.shelf.loads == 45
+    assert adapters.shelf.held_bytes == 0
 
 
 def test_a_loaded_vae_counts_by_its_bytes(folder: Path, tmp_path: Path, model: LoadedModel) -> None:

@@ -39,7 +39,9 @@ CHANGEABLE: dict[str, Callable[[str], Any]] = {
     "batch": int,
     "learning_rate": float,
     "narrow_share": float,
+    "large_size": int,
     "large_share": float,
+    "cool_down_share": float,
 }
 console = Console()
 

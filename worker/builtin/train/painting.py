@@ -169,5 +169,6 @@ class PainterTraining:
             average.copy_(state["averages"][name])
         self._optimiser.load(state["optimiser"])
         for size, ring in self._rings.items():
-            ring.load(state["rings"][size])
+            if size in state["rings"]:
+                ring.load(state["rings"][size])
         self._scenes = None

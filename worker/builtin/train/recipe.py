@@ -30,7 +30,7 @@ class Recipe:
     small_size: int = 128
     large_size: int = 256
     large_share: float = 0.1
-    """Of the steps; those have a quarter of the pictures."""
+    """Of the steps; those have fewer pictures, so that they take as long."""
     narrow_share: float = 0.75
     """Of the scenes; the others are wide."""
     batch: int = 64
@@ -48,7 +48,7 @@ class Recipe:
     """Trained without their caption, so that guidance has something to start from."""
     outside_weight: float = 0.3
     """Of the loss where nothing is repainted."""
-    average_decay: float = 0.99
+    average_decay: float = 0.98
     average_every_steps: int = 4
 
 

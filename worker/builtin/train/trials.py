@@ -38,7 +38,7 @@ GRID_PROMPTS = (
     "a cat sitting on a bench",
     "a house on grass",
     "red and white stripes",
-    "",
+    "background",
 )
 _GRID_COLUMNS = 4
 _CAPTION_PIXELS = 16
@@ -150,7 +150,7 @@ def write_grid(file: Path, prompts: Sequence[str], paint_all: Callable[[Sequence
         picture = painted.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
         tile = cv2.copyMakeBorder(picture, _CAPTION_PIXELS, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
         scale = min(0.4, picture.shape[1] / 18 / max(1, len(prompt)))
-        cv2.putText(tile, prompt or "(no prompt)", (2, 11), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(tile, prompt, (2, 11), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
         tiles.append(tile)
     while len(tiles) % _GRID_COLUMNS:
         tiles.append(np.full_like(tiles[0], 255))
