@@ -17,11 +17,19 @@ from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields
 from api.dialects.family_safety import safety_of
 from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
-from api.fields import read_fields
+from api.fields import is_blank, read_fields
+from api.weightless import needs_prompt, settled
 from storage.job import Failure, InpaintJob, JobStatus, SafetyAction
 from storage.model_catalog import ModelCatalog, ModelEntry
 
 SHOWN_CHARS = 100
+LEFT_OUT = "-"
+NO_EFFECT_WITHOUT_WEIGHTS = frozenset(
+    {
+        *("prompt", "negative_prompt", "enhance_prompt", "num_inference_steps", "steps", "guidance_scale"),
+        *("strength", "scheduler", "use_karras_sigmas", "algorithm_type", "clip_skip"),
+    }
+)
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
 # What the worker notes beside the pictures, where there is something to say.
@@ -65,7 +73,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
 
     Raises InvalidFields with every problem found, and UnknownModel.
     """
-    asked = _read(body, variant.body, circumstances.max_prompt_chars)
+    asked = _read(body, variant.body, circumstances)
     entry = _model(asked.model_id, circumstances.catalog)
     sampling = sampling_of(asked, entry, karras_by_default=variant.karras_by_default)
     enhances = variant.enhance_by_default if asked.enhance_prompt is None else asked.enhance_prompt
@@ -77,8 +85,11 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     ignored += ignored_fields(body)
     ignored += sampling.ignored
     ignored += family_addons.ignored_fields(asked, embeddings, (prompt, negative_prompt))
+    if not entry.has_weights:
+        given = (name for name in body if name in NO_EFFECT_WITHOUT_WEIGHTS and not is_blank(body[name]))
+        ignored += [name for name in given if name not in ignored]
     guidance_scale = entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
-    return InpaintJob(
+    job = InpaintJob(
         job_id=circumstances.new_id(),
         image_id=circumstances.new_id(),
         key_id=circumstances.key_id,
@@ -121,10 +132,16 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         },
         submitted_at=circumstances.now,
     )
+    return settled(job, entry)
 
 
-def _read(body: Mapping[str, Any], model: type[InpaintBody], max_prompt_chars: int) -> InpaintBody:
-    asked, problems = read_fields(model, body)
+def _read(body: Mapping[str, Any], model: type[InpaintBody], circumstances: Circumstances) -> InpaintBody:
+    max_prompt_chars = circumstances.max_prompt_chars
+    if is_blank(body.get("prompt")) and not needs_prompt(_named(body.get("model_id"), circumstances.catalog)):
+        asked, problems = read_fields(model, {**body, "prompt": LEFT_OUT})
+        asked = asked and asked.model_copy(update={"prompt": ""})
+    else:
+        asked, problems = read_fields(model, body)
     if asked is not None:
         texts = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt}
         problems += [
@@ -135,6 +152,13 @@ def _read(body: Mapping[str, Any], model: type[InpaintBody], max_prompt_chars: i
     if asked is None or problems:
         raise InvalidFields(problems)
     return asked
+
+
+def _named(name: Any, catalog: ModelCatalog) -> ModelEntry | None:
+    """The model of a body that is not read yet."""
+    if is_blank(name):
+        return catalog.default
+    return catalog.find(name.strip()) if isinstance(name, str) else None
 
 
 def _model(name: str | None, catalog: ModelCatalog) -> ModelEntry:
