@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from storage.job import InpaintJob
+from storage.job import InpaintJob, MaskedAreaInit
 from storage.model_catalog import ModelEntry
 
 FULL_STRENGTH = 1.0
@@ -21,6 +21,11 @@ def settled(job: InpaintJob, entry: ModelEntry) -> InpaintJob:
         return job
     return dataclasses.replace(
         job,
+        prompt="",
+        negative_prompt="",
+        weighted_prompts=(),
+        clip_skip=None,
+        masked_area_init=MaskedAreaInit.ORIGINAL,
         num_inference_steps=entry.num_inference_steps,
         guidance_scale=entry.guidance_scale,
         strength=FULL_STRENGTH,

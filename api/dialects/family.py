@@ -13,7 +13,7 @@ from typing import Any
 
 from api.addresses import picture_links
 from api.dialects import family_addons
-from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields
+from api.dialects.family_fields import RANDOM_SEED, InpaintBody, idle_without_weights, ignored_fields
 from api.dialects.family_safety import safety_of
 from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
@@ -24,12 +24,6 @@ from storage.model_catalog import ModelCatalog, ModelEntry
 
 SHOWN_CHARS = 100
 LEFT_OUT = "-"
-NO_EFFECT_WITHOUT_WEIGHTS = frozenset(
-    {
-        *("prompt", "negative_prompt", "enhance_prompt", "num_inference_steps", "steps", "guidance_scale"),
-        *("strength", "scheduler", "use_karras_sigmas", "algorithm_type", "clip_skip"),
-    }
-)
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
 # What the worker notes beside the pictures, where there is something to say.
@@ -86,9 +80,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     ignored += sampling.ignored
     ignored += family_addons.ignored_fields(asked, embeddings, (prompt, negative_prompt))
     if not entry.has_weights:
-        given = (name for name in body if name in NO_EFFECT_WITHOUT_WEIGHTS and not is_blank(body[name]))
-        ignored += [name for name in given if name not in ignored]
-    guidance_scale = entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
+        ignored += [name for name in idle_without_weights(body) if name not in ignored]
     job = InpaintJob(
         job_id=circumstances.new_id(),
         image_id=circumstances.new_id(),
@@ -103,17 +95,14 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         height=asked.height,
         num_images=asked.samples,
         num_inference_steps=_steps(asked, entry, circumstances.max_steps),
-        guidance_scale=guidance_scale,
+        guidance_scale=entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         strength=asked.strength,
         seed=circumstances.random_seed() if asked.seed in (None, RANDOM_SEED) else asked.seed,
         scheduler=sampling.scheduler,
         use_karras_sigmas=sampling.use_karras_sigmas,
         algorithm_type=sampling.algorithm_type,
-        loras=family_addons.loras_of(asked, entry, circumstances.catalog),
-        vae=family_addons.vae_of(asked, entry, circumstances.catalog),
-        clip_skip=asked.clip_skip,
+        **family_addons.addons_of(asked, entry, circumstances.catalog),
         embeddings=tuple(each.id for each in embeddings),
-        ip_adapter=family_addons.ip_adapter_of(asked, entry, circumstances.catalog),
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
@@ -121,18 +110,26 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         wire={
             "variant": variant.name,
             "base_url": circumstances.base_url,
-            "base64": asked.base64,
-            "instant_response": asked.instant_response,
             "enhance_prompt": enhances,
-            **({"enhance_style": asked.enhance_style} if family_addons.style_of(asked) else {}),
-            "track_id": asked.track_id,
             "ignored": ignored,
+            **_noted(asked, entry),
             **sampling.wire,
-            **({"is_sdxl": True} if entry.family == "sdxl" else {}),
         },
         submitted_at=circumstances.now,
     )
     return settled(job, entry)
+
+
+def _noted(asked: InpaintBody, entry: ModelEntry) -> dict[str, Any]:
+    """What the record keeps of the body for the answers alone."""
+    noted: dict[str, Any] = {
+        "base64": asked.base64,
+        "instant_response": asked.instant_response,
+        "track_id": asked.track_id,
+    }
+    if entry.has_weights and family_addons.style_of(asked):
+        noted["enhance_style"] = asked.enhance_style
+    return noted | ({"is_sdxl": True} if entry.family == "sdxl" else {})
 
 
 def _read(body: Mapping[str, Any], model: type[InpaintBody], circumstances: Circumstances) -> InpaintBody:

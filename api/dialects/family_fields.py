@@ -257,6 +257,19 @@ FIELDS: tuple[FieldFate, ...] = (
 )
 
 
+NO_EFFECT_WITHOUT_WEIGHTS = frozenset(
+    {
+        *("prompt", "negative_prompt", "enhance_prompt", "num_inference_steps", "steps", "guidance_scale"),
+        *("strength", "scheduler", "use_karras_sigmas", "algorithm_type", "clip_skip", "enhance_style"),
+    }
+)
+
+
 def ignored_fields(body: Mapping[str, Any]) -> list[str]:
     """Those that were given a value and have no effect."""
     return [name for name in body if name in IGNORED and not is_blank(body[name])]
+
+
+def idle_without_weights(body: Mapping[str, Any]) -> list[str]:
+    """Those that were given a value and say nothing to a model without weights."""
+    return [name for name in body if name in NO_EFFECT_WITHOUT_WEIGHTS and not is_blank(body[name])]

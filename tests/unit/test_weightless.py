@@ -137,7 +137,7 @@ def test_stability_asks_for_no_prompt(catalog: ModelCatalog) -> None:
     job = of_stability(catalog, "remove", steps=50)
     assert (job.model, job.prompt, job.num_inference_steps) == ("remove", "", 4)
     assert base64.b64decode(job.init_image) == b"png"
-    assert of_stability(catalog, "remove", "a cat").prompt == "a cat"
+    assert of_stability(catalog, "remove", "a cat").prompt == ""
     with pytest.raises(InvalidFields):
         of_stability(catalog, "doodle")
 

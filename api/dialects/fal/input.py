@@ -161,9 +161,9 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
     safety = _safety(asked, circumstances, rows)
     if rows or entry is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
-    job = settled(_job(asked, entry, scheduler, circumstances), entry)
+    job = _job(asked, entry, scheduler, circumstances)
     ignored = {"ignored": [SAFETY_FIELD]} if asked.enable_safety_checker and safety is None else {}
-    return dataclasses.replace(
+    job = dataclasses.replace(
         job,
         loras=loras,
         vae=vae,
@@ -173,6 +173,7 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
         safety_checker=safety,
         wire={**job.wire, **ignored},
     )
+    return settled(job, entry)
 
 
 def failed_from_start(job: InpaintJob, rows: list[dict[str, Any]], *, at: float) -> InpaintJob:
