@@ -1,4 +1,4 @@
-"""The first client of a fresh installation: repaints the sample picture through the HTTP API."""
+"""The first client of a fresh installation: has a thing taken out of a picture through the HTTP API."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import requests
 from deploy.parts import Trouble
 
 SAMPLE_DIR = Path(__file__).parent / "sample"
-PROMPT = "a yellow circle on a purple background"
-SIZE = 128
-SEED = 2
+PHOTOGRAPH_DIR = Path(__file__).parent / "pictures"
+MODEL = "remove"
+WIDTH, HEIGHT = 384, 256
+SEED = 4
 REQUEST_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.1
 BAR_WIDTH = 20
@@ -83,13 +84,12 @@ def _submit(api_url: str, key: str) -> Any:
         f"{api_url}/api/v6/realtime/inpaint",
         key=key,
         body={
-            "prompt": PROMPT,
-            "init_image": data_uri(SAMPLE_DIR / "picture.png"),
-            "mask_image": data_uri(SAMPLE_DIR / "mask.png"),
-            "width": SIZE,
-            "height": SIZE,
+            "model_id": MODEL,
+            "init_image": data_uri(PHOTOGRAPH_DIR / "photograph.png"),
+            "mask_image": data_uri(PHOTOGRAPH_DIR / "mask.png"),
+            "width": WIDTH,
+            "height": HEIGHT,
             "seed": SEED,
-            "enhance_prompt": "no",
             "instant_response": True,
         },
     )

@@ -130,8 +130,12 @@ def ask_stability(model: str, change: Callable[[wire.Request], None]) -> Asked:
         return Asked(None)
 
 
+NOTED = ("ignored", "sampler", "sampler_painted_as", "style_preset")
+
+
 def _comparable(job: InpaintJob) -> InpaintJob:
-    kept = {name: value for name, value in job.wire.items() if name != "ignored"}
+    """What is done: not who asked, and not what is only noted."""
+    kept = {name: value for name, value in job.wire.items() if name not in NOTED}
     return dataclasses.replace(job, job_id="", image_id="", wire=kept)
 
 

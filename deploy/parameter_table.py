@@ -6,6 +6,7 @@ Nothing of it is written down: the dialects' parsers are asked, so the table say
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,8 +193,14 @@ def _painting() -> list[Parameter]:
 
 def _scheduling() -> list[Parameter]:
     schedulers = [
-        Parameter("scheduler", (each,), reads="scheduler", label=f"`scheduler` {each}")
-        for each in sorted(set(KNOWN_SCHEDULERS) - {SCHEDULER})
+        Parameter(
+            "scheduler",
+            (each,),
+            {"scheduler": "LCMScheduler" if each != "LCMScheduler" else SCHEDULER},
+            reads="scheduler",
+            label=f"`scheduler` {each}",
+        )
+        for each in sorted(KNOWN_SCHEDULERS)
     ]
     samplers = [
         Parameter(
@@ -327,9 +334,9 @@ def rows() -> Iterator[tuple[str, tuple[str, ...]]]:
         cells = []
         for column in COLUMNS:
             found = {model: cell(parameter, column, model) for model in FAMILIES}
-            same = len(set(found.values())) == 1
-            text = found[FAMILIES[0]] if same else "; ".join(f"{model}: {said}" for model, said in found.items())
-            cells.append(_with_its_own_word(parameter, column, text))
+            usual, _ = Counter(found.values()).most_common(1)[0]
+            others = [f"{model}: {said}" for model, said in found.items() if said != usual]
+            cells.append("; ".join([_with_its_own_word(parameter, column, usual), *others]))
         yield _name(parameter), tuple(cells)
 
 

@@ -51,6 +51,14 @@ class Hub:
 
 
 @dataclass(frozen=True)
+class NoWeights:
+    """Nothing to load: a model that is a program."""
+
+
+Source = Folder | SingleFile | Hub | NoWeights
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """One model: how it is called, where it lies, what it does when a job does not say. Sizes in pixels."""
 
@@ -59,7 +67,7 @@ class ModelEntry:
     name: str
     description: str
     family: str
-    source: Folder | SingleFile | Hub
+    source: Source
     native_size: int
     min_size: int
     max_size: int
@@ -73,11 +81,19 @@ class ModelEntry:
     empty_prompt: str = ""
     """What the model is told where a job has no prompt."""
 
+    @property
+    def has_weights(self) -> bool:
+        """One without takes no prompt, steps, guidance, scheduler or strength."""
+        return not isinstance(self.source, NoWeights)
+
     def worked_size(self, width: int, height: int) -> tuple[int, int]:
         """The size at which the model works for a result of `width` × `height`.
 
-        The nearest it supports: inside its limits, multiples of 8, the shape kept as far as they allow.
+        The nearest it supports: inside its limits, multiples of 8, the shape kept as far as they allow. A model
+        without weights takes any.
         """
+        if not self.has_weights:
+            return width, height
         shrink = min(1.0, self.max_size / max(width, height))
         grow = max(1.0, self.min_size / min(width, height) / shrink)
         return self._supported(width * shrink * grow), self._supported(height * shrink * grow)
@@ -109,7 +125,7 @@ class _Entry(BaseModel):
     aliases: tuple[str, ...] = ()
     name: str = ""
     description: str = ""
-    family: Literal["sd", "sdxl"] = "sd"
+    family: Literal["sd", "sdxl", "remove"] = "sd"
     folder: Path | None = None
     file: Path | None = None
     config: Path | None = None
@@ -128,7 +144,10 @@ class _Entry(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> _Entry:
-        if sum(place is not None for place in (self.folder, self.file, self.hub)) != 1:
+        places = sum(place is not None for place in (self.folder, self.file, self.hub))
+        if self.family == "remove" and places:
+            raise ValueError("family remove has no weights: no folder, file or hub")
+        if self.family != "remove" and places != 1:
             raise ValueError("give exactly one of folder, file and hub")
         if self.config is not None and self.file is None:
             raise ValueError("config (a folder with the model's configuration) is for a file; a folder has its own")
@@ -231,7 +250,9 @@ def _entries(file: _File, base: Path, settings: StorageSettings) -> dict[str, Mo
     }
 
 
-def _source(model_id: str, entry: _Entry, base: Path, settings: StorageSettings) -> Folder | SingleFile | Hub:
+def _source(model_id: str, entry: _Entry, base: Path, settings: StorageSettings) -> Source:
+    if entry.family == "remove":
+        return NoWeights()
     if entry.hub is not None:
         return Hub(repo_id=entry.hub, revision=entry.revision, path=settings.models_dir / model_id)
     if entry.file is not None:

@@ -77,6 +77,14 @@ class Studio:
     def begin(self, **changes: Any) -> Future[list[Any]]:
         return self.threads.submit(self.engine.paint, make_painting(**changes))
 
+    def has(self, *job_ids: str) -> bool:
+        """Whether these jobs wait for the engine's next tick or are painted."""
+        runs = self.engine._waiting + self.engine._painting
+        return {run.painting.job_id for run in runs} >= set(job_ids)
+
+    def num_jobs(self) -> int:
+        return len(self.engine._waiting + self.engine._painting)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

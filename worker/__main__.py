@@ -34,8 +34,10 @@ from worker.devices import choose_device
 from worker.engine import open_engine
 from worker.errors import JobFailed, WorkerUnfit
 from worker.inputs import Sources
-from worker.masks import REPAINT
+from worker.masks import KEEP, REPAINT
+from worker.painters import Painters, StartedPainter
 from worker.previewer import Previewed, Previewer
+from worker.removals import Removals
 from worker.safety import Safety
 from worker.sample import Painting
 from worker.settings import WorkerSettings, worker_settings
@@ -54,10 +56,8 @@ CONSUMER_PAUSE_SECONDS = 1.0
 TALKATIVE_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
 
 
-class EngineProcess(Painter, Previewed, Protocol):
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
+class EngineProcess(StartedPainter, Previewed, Protocol):
+    """The engine, or what stands for it in tests."""
 
 
 class Closing:
@@ -168,7 +168,10 @@ def run(engine: EngineProcess, catalog: ModelCatalog, storage: StorageSettings, 
     door = OutboundDoor(allowed_private_networks=storage.allowed_private_networks)
     app = celery_app(storage)
     queue = JobQueue(app)
-    clerk = Clerk(worker=name, jobs=jobs, queue=queue, engine=engine, settings=settings, show_previews=previewer.watch)
+    painters = Painters(engine, Removals(settings.removal_processes), catalog)
+    clerk = Clerk(
+        worker=name, jobs=jobs, queue=queue, engine=painters, settings=settings, show_previews=previewer.watch
+    )
     closing = Closing(clerk, settings)
     workshop = Workshop(
         name=name,
@@ -177,7 +180,7 @@ def run(engine: EngineProcess, catalog: ModelCatalog, storage: StorageSettings, 
         images=images,
         sources=Sources(images=images, jobs=jobs, door=door, settings=settings),
         catalog=catalog,
-        engine=engine,
+        engine=painters,
         safety=Safety(catalog.addons.safety_checker, engine, lambda: choose_device(settings)),
         clerk=clerk,
         settings=settings,
@@ -187,13 +190,13 @@ def run(engine: EngineProcess, catalog: ModelCatalog, storage: StorageSettings, 
     closing.workshop = workshop
     closing.start()
     register_ticket_task(app, workshop)
-    engine.start()
+    painters.start()
     clerk.start()
     previewer.start()
     log.info("engine_started", worker=name)
-    warm_up(engine, catalog.default)
+    warm_up(painters, catalog.default)
     consume(app, name, settings, clerk, closing)
-    _say_goodbye(clerk, engine)
+    _say_goodbye(clerk, painters)
     previewer.stop()
     closing.main_is_done()
     return closing.exit_code
@@ -202,6 +205,8 @@ def run(engine: EngineProcess, catalog: ModelCatalog, storage: StorageSettings, 
 def warm_up(engine: Painter, model: ModelEntry) -> None:
     """Load the default model and paint one step with it, so that the first client does not wait for that."""
     size = model.min_size
+    mask = np.full((size, size), REPAINT, np.uint8)
+    mask[0] = KEEP
     start = time.monotonic()
     painting = Painting(
         job_id="warm-up",
@@ -209,7 +214,7 @@ def warm_up(engine: Painter, model: ModelEntry) -> None:
         prompt="",
         negative_prompt="",
         picture=np.zeros((size, size, 3), np.uint8),
-        mask=np.full((size, size), REPAINT, np.uint8),
+        mask=mask,
         seeds=(0,),
         num_inference_steps=1,
         guidance_scale=model.guidance_scale,
@@ -265,13 +270,13 @@ def consume(app: Celery, name: str, settings: WorkerSettings, clerk: Clerk, clos
         time.sleep(CONSUMER_PAUSE_SECONDS)
 
 
-def _say_goodbye(clerk: Clerk, engine: EngineProcess) -> None:
+def _say_goodbye(clerk: Clerk, painters: Painters) -> None:
     try:
         clerk.settle_tickets()
     except StorageUnavailable:
         log.warning("tickets_not_sent")  # every clerk tops missing tickets up
     clerk.stop()
-    engine.stop()
+    painters.stop()
     log.info("worker_ended")
 
 

@@ -12,6 +12,8 @@ from worker.devices import choose_device
 from worker.engine import open_engine
 from worker.errors import JobFailed, WorkerUnfit
 from worker.masks import KEEP, REPAINT
+from worker.painters import Painters
+from worker.removals import Removals
 from worker.sample import Painting
 from worker.settings import WorkerSettings
 
@@ -51,12 +53,13 @@ def check_model(entry: ModelEntry, settings: WorkerSettings) -> CheckReport:
         scheduler=entry.scheduler,
     )
     try:
-        engine = open_engine(ModelCatalog(entries=(entry,), default=entry), settings)
-        engine.start()
+        catalog = ModelCatalog(entries=(entry,), default=entry)
+        painters = Painters(open_engine(catalog, settings), Removals(1), catalog)
+        painters.start()
         try:
-            engine.paint(painting)
+            painters.paint(painting)
         finally:
-            engine.stop()
+            painters.stop()
     except (JobFailed, WorkerUnfit) as error:
         raise CheckFailed(str(error)) from error
     return CheckReport(width, height, time.monotonic() - started, str(choose_device(settings)))

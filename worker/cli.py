@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from storage.addons import Addon, Addons, IpAdapter, find_addon
-from storage.model_catalog import BadModelsFile, Hub, ModelCatalog, ModelEntry, SingleFile, load_catalog
+from storage.model_catalog import BadModelsFile, Hub, ModelCatalog, ModelEntry, NoWeights, SingleFile, load_catalog
 from storage.settings import storage_settings
 from worker.adding import NewEntry, NotAdded, add_entry, id_from, placed
 from worker.headers import BadModelFiles
@@ -150,6 +150,11 @@ def check(
     if entry is None:
         _check_addon(catalog, name)
         return
+    if isinstance(entry.source, NoWeights):
+        console.print(f"{entry.id} is a program without weights.", markup=False, soft_wrap=True)
+        if paint:
+            _paint(entry)
+        return
     try:
         files = find_files(entry.source)
         says = recognise(entry.source.path).says
@@ -241,12 +246,16 @@ def _all_names(catalog: ModelCatalog) -> list[str]:
 
 
 def _origin(entry: ModelEntry) -> str:
+    if not entry.has_weights:
+        return "built in, no weights"
     if isinstance(entry.source, Hub):
         return f"hub: {entry.source.repo_id}"
     return "single file" if isinstance(entry.source, SingleFile) else "folder"
 
 
 def _presence(entry: ModelEntry) -> str:
+    if not entry.has_weights:
+        return "yes"
     try:
         return f"{find_files(entry.source).size_bytes / MEBIBYTE:.0f} MiB"
     except BadModelFiles as reason:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import math
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,25 +19,26 @@ from numpy.typing import NDArray
 from storage.addons import NO_ADDONS
 from storage.model_catalog import ModelCatalog
 from worker.adapters import Adapters, one_at_a_time
+from worker.denoising import Denoiser
 from worker.devices import (
     addon_budget_bytes,
     choose_device,
     choose_dtype,
     free_cached_memory,
     is_fatal,
-    is_out_of_memory,
     model_budget_bytes,
 )
 from worker.errands import Errands
-from worker.errors import InternalError, JobFailed, OutOfMemory, WorkerUnfit
+from worker.errors import JobFailed, WorkerUnfit
 from worker.graphs import GraphedUNet
 from worker.loading import LOADING, LoadedModel, load_model
 from worker.models import ResidentModels
 from worker.preparing import begin_samples, make_canvas, warm_up_graphs
-from worker.previews import Preview, make_preview, paste_preview
+from worker.previews import Preview, paste_preview
 from worker.runs import Run
-from worker.sample import CallShape, Painting, Sample, advance_together, predict_noise
+from worker.sample import Painting
 from worker.settings import WorkerSettings
+from worker.verdicts import attempt, judge
 
 __all__ = ["Activity", "Engine", "EnginePulse", "Painting", "open_engine"]
 
@@ -62,9 +61,6 @@ class EnginePulse:
 
     activity: Activity
     since: float
-
-
-_Seat = tuple[Run, Sample]
 
 
 class Engine:
@@ -97,10 +93,10 @@ class Engine:
         self._runs: list[Run] = []
         self._waiting: list[Run] = []
         self._painting: list[Run] = []
-        self._batch_limits: dict[CallShape, int] = {}
         self._stopping = False
         self._warming_since: float | None = None
         self._alive_at = time.monotonic()
+        self._denoiser = Denoiser(max_batch=max_batch, changed=self._changed, show_life=self._show_life)
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -134,7 +130,7 @@ class Engine:
         ):
             run.model = model
             # In this thread: what needs no device is no part of the engine's turn.
-            run.canvas = self._attempt(run, functools.partial(make_canvas, model, painting), repeatable=False)
+            run.canvas = attempt(run, functools.partial(make_canvas, model, painting), repeatable=False)
             with self._changed:
                 run.check()
                 self._waiting.append(run)
@@ -253,11 +249,10 @@ class Engine:
     def _tick(self) -> None:
         self._let_go()
         self._admit()
-        for shape, group in self._groups():
-            self._denoise(shape, group)
+        self._denoiser.step(self._painting)
         self._retire()
         if self._errands:
-            self._errands.do_next(lambda error: _judge(error, []))
+            self._errands.do_next(lambda error: judge(error, []))
             self._show_life()
 
     def _let_go(self) -> None:
@@ -286,7 +281,7 @@ class Engine:
             if run.model is not None:
                 self._warm_up(run.model)
                 begin = functools.partial(begin_samples, run.model, run.painting, run.canvas)
-                run.samples = self._attempt(run, begin) or []
+                run.samples = attempt(run, begin) or []
             self._show_life()
 
     def _warm_up(self, model: LoadedModel) -> None:
@@ -307,82 +302,11 @@ class Engine:
         seconds = round(time.monotonic() - started, 2)
         log.info("graphs_built", model=model.id, graphs=model.unet.graphs_built, seconds=seconds)
 
-    def _groups(self) -> list[tuple[CallShape, list[_Seat]]]:
-        """Those whose LoRAs are on come first: one change less in each tick."""
-        groups: dict[CallShape, list[_Seat]] = defaultdict(list)
-        for run in self._painting:
-            for sample in run.samples:
-                if not sample.finished:
-                    groups[sample.call_shape].append((run, sample))
-        self._batch_limits = {shape: limit for shape, limit in self._batch_limits.items() if shape in groups}
-        return sorted(groups.items(), key=lambda each: not each[1][0][1].model.wears_its_loras)
-
-    def _denoise(self, shape: CallShape, group: Sequence[_Seat]) -> None:
-        limit = self._batch_limits.get(shape, self._max_batch)
-        num_calls = math.ceil(len(group) / limit)
-        size = math.ceil(len(group) / num_calls)
-        for start in range(0, len(group), size):
-            self._call(shape, group[start : start + size])
-
-    def _call(self, shape: CallShape, seats: Sequence[_Seat]) -> None:
-        """One step of these samples in one UNet call; what fails together is tried in halves."""
-        seats = [(run, sample) for run, sample in seats if not run.done.is_set()]
-        if not seats:
-            return
-        failure: JobFailed | None = None
-        try:
-            predictions = predict_noise([sample for _, sample in seats])
-        except Exception as error:  # noqa: BLE001  # judged: whatever it is, only these samples may fail
-            failure = _judge(error, [run for run, _ in seats])
-        self._show_life()
-        if failure is None:
-            for (run, sample), prediction in zip(seats, predictions, strict=True):
-                if run.preview is not None and sample is run.samples[0]:
-                    self._show_preview(run, sample, prediction)
-            self._advance(seats, predictions)
-            return
-        if len(seats) == 1:
-            seats[0][0].end(failure)
-            return
-        half = math.ceil(len(seats) / 2)
-        if isinstance(failure, OutOfMemory):
-            free_cached_memory()
-            self._batch_limits[shape] = min(half, self._batch_limits.get(shape, half))
-            log.warning("batch_halved", model=shape.model, latent_shape=shape.latent_shape, limit=half)
-        self._call(shape, seats[:half])
-        self._call(shape, seats[half:])
-
-    def _advance(self, seats: Sequence[_Seat], predictions: Sequence[torch.Tensor]) -> None:
-        """Those that have a walk step together; the others each for itself."""
-        together: list[tuple[_Seat, torch.Tensor]] = []
-        for (run, sample), prediction in zip(seats, predictions, strict=True):
-            if sample.walk is None:
-                self._attempt(run, functools.partial(sample.advance, prediction), repeatable=False)
-            else:
-                together.append(((run, sample), prediction))
-        try:
-            advance_together([sample for (_, sample), _ in together], [prediction for _, prediction in together])
-        except Exception as error:  # noqa: BLE001  # judged: whatever it is, only these samples may fail
-            failure = _judge(error, [run for (run, _), _ in together])
-            for (run, _), _ in together:
-                run.end(failure)
-
-    def _show_preview(self, run: Run, sample: Sample, prediction: torch.Tensor) -> None:
-        try:
-            preview = Preview(sample.index + 1, make_preview(sample, prediction))
-        except Exception as error:  # no job fails for want of a glimpse
-            if is_fatal(error):
-                raise
-            log.warning("preview_failed", job=run.painting.job_id, exc_info=True)
-            preview = None
-        with self._changed:
-            run.show(preview)
-
     def _retire(self) -> None:
         for run in self._painting:
             for index, sample in enumerate(run.samples):
                 if sample.finished and index not in run.pictures:
-                    picture = self._attempt(run, sample.decode)
+                    picture = attempt(run, sample.decode)
                     self._show_life()
                     if picture is None:
                         break
@@ -393,19 +317,6 @@ class Engine:
         with self._changed:
             self._forget_done()
 
-    def _attempt(self, run: Run, action: Callable[[], Outcome], *, repeatable: bool = True) -> Outcome | None:
-        """Do this for one run; it alone fails with it. Out of memory: once more, with the caches emptied."""
-        for is_last in (not repeatable, True):
-            try:
-                return action()
-            except Exception as error:  # noqa: BLE001  # judged: whatever it is, only this run may fail
-                failure = _judge(error, [run])
-            free_cached_memory()
-            if is_last or not isinstance(failure, OutOfMemory):
-                break
-        run.end(failure)
-        return None
-
     def _forget_done(self) -> None:
         for run in self._painting:
             if run.done.is_set() and run.model is not None:
@@ -415,20 +326,6 @@ class Engine:
 
     def _show_life(self) -> None:
         self._alive_at = time.monotonic()
-
-
-def _judge(error: Exception, runs: Sequence[Run]) -> JobFailed:
-    """What the error means for the jobs concerned. Raises WorkerUnfit when it is the end of the process."""
-    if isinstance(error, JobFailed):
-        return error
-    if is_fatal(error):
-        raise WorkerUnfit("The device has failed.") from error
-    job_ids = [run.painting.job_id for run in runs]
-    if is_out_of_memory(error):
-        log.warning("out_of_memory", jobs=job_ids)
-        return OutOfMemory()
-    log.error("painting_failed", jobs=job_ids, exc_info=error)
-    return InternalError()
 
 
 def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:

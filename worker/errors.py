@@ -101,6 +101,12 @@ class ContentFiltered(JobFailed):
     code = "content_filtered"
 
 
+class NothingToContinue(JobFailed):
+    """The mask covers the whole picture: there is nothing around it to continue."""
+
+    code = "nothing_to_continue"
+
+
 class ResultNotStored(JobFailed):
     """The result could not be stored."""
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from storage.model_catalog import ModelEntry, SingleFile
+from storage.model_catalog import ModelEntry, NoWeights, SingleFile
 
 WORDS_FILE = "words.json"
 MAX_NAMED = 20
@@ -21,6 +21,8 @@ def unknown_words(entry: ModelEntry, texts: Iterable[str]) -> list[str]:
 
     None for a model without a list: large ones have seen every word.
     """
+    if isinstance(entry.source, NoWeights):
+        return []
     root = entry.source.config if isinstance(entry.source, SingleFile) else entry.source.path
     file = None if root is None else root / WORDS_FILE
     if file is None or not file.is_file():

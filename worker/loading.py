@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from storage.model_catalog import ModelEntry, SingleFile
+from storage.model_catalog import ModelEntry, NoWeights, SingleFile
 from worker.checkpoints import NAMES, write_configs
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
@@ -128,6 +128,8 @@ def load_model(
     """Load a Stable Diffusion model from local files. Raises BadModelFiles; everything else is a fault."""
     quieten_libraries()
     started = time.monotonic()
+    if isinstance(entry.source, NoWeights):
+        raise BadModelFiles("it has no weights")
     files = find_files(entry.source)
     if files.family != entry.family:
         raise BadModelFiles(f"its files are of family {files.family}, the models file says {entry.family}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.model_catalog import Folder, Hub, SingleFile
+from storage.model_catalog import Folder, Hub, NoWeights, SingleFile, Source
 from worker.checkpoints import NAMES, Checkpoint, configs_of, read_checkpoint
 from worker.headers import PICKLES, SAFETENSORS, WHY_NO_PICKLES, BadModelFiles, read_header
 
@@ -56,8 +56,10 @@ class ModelFiles:
         return configs_of(self.checkpoint)["model_index"] if self.checkpoint else {}
 
 
-def find_files(source: Folder | SingleFile | Hub) -> ModelFiles:
+def find_files(source: Source) -> ModelFiles:
     """The files of a model. Raises BadModelFiles when one is missing, is a pickle or is no safetensors file."""
+    if isinstance(source, NoWeights):
+        raise BadModelFiles("it has no weights")
     if isinstance(source, SingleFile):
         return _find_single(source)
     files = _find_folder(source)

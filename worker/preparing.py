@@ -211,7 +211,7 @@ def _begin(model: LoadedModel, painting: Painting, shared: _Shared, seed: int) -
         glance=shared.glance,
     )
     if shared.strength is not None:
-        sample.hold_back()
+        sample.latents = sample.held_back(sample.latents, 0)
     return sample
 
 

@@ -85,14 +85,16 @@ def learn_colours(model: LoadedModel) -> NDArray[np.float32]:
 def _clean_latents(sample: Sample, prediction: torch.Tensor) -> torch.Tensor:
     """The latents without their noise, if the prediction is right.
 
-    Epsilon and
-    v-prediction: Salimans and Ho, "Progressive distillation", appendix D.
+    Source for epsilon and v-prediction: Salimans and Ho, "Progressive distillation", appendix D.
     """
     kind = getattr(sample.scheduler.config, "prediction_type", "epsilon")
     if kind == "sample":
         return prediction
     one, zero = torch.ones_like(sample.latents), torch.zeros_like(sample.latents)
-    alpha, sigma = (float(each.flatten()[0]) for each in (sample.noised(one, zero), sample.noised(zero, one)))
+    alpha, sigma = (
+        float(each.flatten()[0])
+        for each in (sample.noised(one, zero, sample.index), sample.noised(zero, one, sample.index))
+    )
     if kind == "v_prediction":
         length = (alpha**2 + sigma**2) ** 0.5
         clean: torch.Tensor = (alpha / length) * (sample.latents / length) - (sigma / length) * prediction

@@ -112,6 +112,8 @@ class Sample:
     index: int = 0
     remembered: torch.Tensor | None = None
     """See walks.take_steps; (1, m, c * h * w)."""
+    drawn: torch.Tensor | None = None
+    """Fresh noise for the step to come, where that was begun already."""
 
     @property
     def finished(self) -> bool:
@@ -144,37 +146,42 @@ class Sample:
             advance_together([self], [noise_prediction])
             return
         timestep = self.timesteps[self.index]
-        self.latents = self.scheduler.step(
+        latents = self.scheduler.step(
             noise_prediction, timestep, self.latents, **self.step_arguments, return_dict=False
         )[0]
-        self.index += 1
-        self.hold_back()
+        self.go_on(latents)
 
-    def hold_back(self) -> None:
-        """Put the picture, with the noise of the step to come, back where it is kept at this step.
+    def go_on(self, latents: torch.Tensor, remembered: torch.Tensor | None = None) -> None:
+        """To the next step, with these latents."""
+        self.latents = self.held_back(latents, self.index + 1)
+        self.remembered, self.drawn = remembered, None
+        self.index += 1
+
+    def held_back(self, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """These latents with the picture, noised as for the step to come, back where it is kept at that step.
 
         Gray is a strength for each latent: with gray g, of 0..1, it is kept for the first 1 - g of the steps.
         """
         kept = self.kept_latents
         if kept is None:
-            return
-        if not self.finished:
-            kept = self.noised(kept, self.noise)
-        self.latents = torch.lerp(kept, self.latents, self._free())
+            return latents
+        if index < len(self.timesteps):
+            kept = self.noised(kept, self.noise, index)
+        return torch.lerp(kept, latents, self._free(index))
 
-    def noised(self, picture: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The picture's latents with as much noise as belongs to the step to come."""
+    def noised(self, picture: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
+        """The picture's latents with as much noise as belongs to this step."""
         if self.walk is None:
-            mixed: torch.Tensor = self.scheduler.add_noise(picture, noise, self.timesteps[self.index : self.index + 1])
+            mixed: torch.Tensor = self.scheduler.add_noise(picture, noise, self.timesteps[index : index + 1])
             return mixed
-        of_picture, of_noise = self.walk.levels[self.index]
+        of_picture, of_noise = self.walk.levels[index]
         return torch.add(of_picture * picture, noise, alpha=of_noise)
 
-    def _free(self) -> torch.Tensor:
+    def _free(self, index: int) -> torch.Tensor:
         """1 where this step is free to paint, 0 where the picture is kept, (1, 1, h, w)."""
         if self.strength is None:
             return self.mask
-        still_to_come = 1 - self.index / len(self.timesteps)
+        still_to_come = 1 - index / len(self.timesteps)
         return ((self.strength >= still_to_come) & (self.strength > 0)).to(self.latents.dtype)
 
     def decode(self) -> NDArray[np.uint8]:
@@ -193,14 +200,12 @@ class Sample:
 def advance_together(samples: Sequence[Sample], predictions: Sequence[torch.Tensor]) -> None:
     """One step of each of these samples, of one latent shape; those of equal memory are computed at once.
 
-    Each one that draws does so from its own generator, as its scheduler would. Samples without a walk take their
-    scheduler's step.
+    Each one that draws does so from its own generator, as its scheduler would. Samples without a walk are left as
+    they are: their schedulers step one by one. After an error those whose `index` has not moved may try again.
     """
     together: dict[int, list[tuple[Sample, Walk, torch.Tensor]]] = defaultdict(list)
     for sample, prediction in zip(samples, predictions, strict=True):
-        if sample.walk is None:
-            sample.advance(prediction)
-        else:
+        if sample.walk is not None:
             together[sample.walk.num_remembered].append((sample, sample.walk, prediction))
     for group in together.values():
         _advance([sample for sample, _, _ in group], [walk for _, walk, _ in group], [each for _, _, each in group])
@@ -216,15 +221,17 @@ def _advance(samples: Sequence[Sample], walks: Sequence[Walk], predictions: Sequ
         remembered=_all_remembered(samples, walks[0].num_remembered),
     )
     for row, sample in enumerate(samples):
-        sample.latents, sample.remembered = latents[row : row + 1], remembered[row : row + 1]
-        sample.index += 1
-        sample.hold_back()
+        sample.go_on(latents[row : row + 1], remembered[row : row + 1])
 
 
 def _draw(sample: Sample, walk: Walk) -> torch.Tensor | None:
+    """The step's noise, drawn once, however often the step is tried."""
     if not walk.draws[sample.index]:
         return None
-    return torch.randn(sample.latents.shape, generator=sample.generator, dtype=walk.draw_dtype or sample.latents.dtype)
+    if sample.drawn is None:
+        dtype = walk.draw_dtype or sample.latents.dtype
+        sample.drawn = torch.randn(sample.latents.shape, generator=sample.generator, dtype=dtype)
+    return sample.drawn
 
 
 def _all_remembered(samples: Sequence[Sample], count: int) -> torch.Tensor:

@@ -77,6 +77,10 @@ class WorkerSettings(EnvironmentSettings):
         "that ended together is encoded and stored. Each job held takes a thread, waits in memory with its pictures, "
         "and goes back into the queue when the worker crashes.",
     )
+    removal_processes: PositiveInt = Field(
+        default=2,
+        description="Jobs of the model `remove` done at once, each in a process of its own on one core; others wait.",
+    )
     worker_name: str | None = Field(default=None, description="Unset: host name and process id.")
     clerk_interval_seconds: PositiveFloat = Field(
         default=0.1,

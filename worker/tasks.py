@@ -18,7 +18,7 @@ from storage.image_store import ImageStore
 from storage.job import Failure, InpaintJob, JobStatus, ResultImage
 from storage.job_queue import TICKET_TASK, JobQueue
 from storage.job_store import JobStore
-from storage.model_catalog import ModelCatalog
+from storage.model_catalog import ModelCatalog, ModelEntry
 from storage.schedulers import num_evaluations
 from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, StartTimedOut, TimedOut, WorkerUnfit
@@ -186,7 +186,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
         pictures = (inputs.picture for _ in range(job.num_images))
     else:
         evaluations = num_evaluations(job.num_inference_steps, job.strength, job.scheduler)
-        pictures = _repainted(workshop, claim, inputs, frame, notes, prompt=job.prompt.strip() or entry.empty_prompt)
+        pictures = _repainted(workshop, claim, inputs, frame, entry=entry, notes=notes)
     images: list[ResultImage] = []
     with closing(pictures):
         for picture in pictures:
@@ -200,7 +200,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
 
 
 def _repainted(
-    workshop: Workshop, claim: Claim, inputs: Inputs, frame: Frame, notes: dict[str, Any], *, prompt: str
+    workshop: Workshop, claim: Claim, inputs: Inputs, frame: Frame, *, entry: ModelEntry, notes: dict[str, Any]
 ) -> Generator[NDArray[np.uint8]]:
     """The job's pictures at the size asked for, each as it is finished; what was not masked is untouched.
 
@@ -210,7 +210,7 @@ def _repainted(
     painting = Painting(
         job_id=job.job_id,
         model=job.model,
-        prompt=prompt,
+        prompt=job.prompt.strip() or entry.empty_prompt,
         negative_prompt=job.negative_prompt,
         picture=frame.picture_for_model(inputs.picture),
         mask=frame.mask_for_model(inputs.mask),
@@ -232,7 +232,9 @@ def _repainted(
         notes=notes,
     )
     # Before the engine's part: nothing that can be done by then is left for when the client waits.
-    soft_mask = feather(paste_weight(inputs.mask), workshop.settings.feather_pixels)
+    # What continues the picture exactly needs no edge in which the old one shines through.
+    feather_pixels = workshop.settings.feather_pixels if entry.has_weights else 0
+    soft_mask = feather(paste_weight(inputs.mask), feather_pixels)
     with closing(_in_order(workshop.engine.paint_each(painting))) as painted:
         for picture in painted:
             _check(claim)

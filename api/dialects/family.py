@@ -13,15 +13,17 @@ from typing import Any
 
 from api.addresses import picture_links
 from api.dialects import family_addons
-from api.dialects.family_fields import RANDOM_SEED, InpaintBody, ignored_fields
+from api.dialects.family_fields import RANDOM_SEED, InpaintBody, idle_without_weights, ignored_fields
 from api.dialects.family_safety import safety_of
 from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
-from api.fields import read_fields
+from api.fields import is_blank, read_fields
+from api.weightless import needs_prompt, settled
 from storage.job import Failure, InpaintJob, JobStatus, SafetyAction
 from storage.model_catalog import ModelCatalog, ModelEntry
 
 SHOWN_CHARS = 100
+LEFT_OUT = "-"
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
 # What the worker notes beside the pictures, where there is something to say.
@@ -65,7 +67,7 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
 
     Raises InvalidFields with every problem found, and UnknownModel.
     """
-    asked = _read(body, variant.body, circumstances.max_prompt_chars)
+    asked = _read(body, variant.body, circumstances)
     entry = _model(asked.model_id, circumstances.catalog)
     sampling = sampling_of(asked, entry, karras_by_default=variant.karras_by_default)
     enhances = variant.enhance_by_default if asked.enhance_prompt is None else asked.enhance_prompt
@@ -77,8 +79,9 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     ignored += ignored_fields(body)
     ignored += sampling.ignored
     ignored += family_addons.ignored_fields(asked, embeddings, (prompt, negative_prompt))
-    guidance_scale = entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
-    return InpaintJob(
+    if not entry.has_weights:
+        ignored += [name for name in idle_without_weights(body) if name not in ignored]
+    job = InpaintJob(
         job_id=circumstances.new_id(),
         image_id=circumstances.new_id(),
         key_id=circumstances.key_id,
@@ -92,17 +95,14 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         height=asked.height,
         num_images=asked.samples,
         num_inference_steps=_steps(asked, entry, circumstances.max_steps),
-        guidance_scale=guidance_scale,
+        guidance_scale=entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         strength=asked.strength,
         seed=circumstances.random_seed() if asked.seed in (None, RANDOM_SEED) else asked.seed,
         scheduler=sampling.scheduler,
         use_karras_sigmas=sampling.use_karras_sigmas,
         algorithm_type=sampling.algorithm_type,
-        loras=family_addons.loras_of(asked, entry, circumstances.catalog),
-        vae=family_addons.vae_of(asked, entry, circumstances.catalog),
-        clip_skip=asked.clip_skip,
+        **family_addons.addons_of(asked, entry, circumstances.catalog),
         embeddings=tuple(each.id for each in embeddings),
-        ip_adapter=family_addons.ip_adapter_of(asked, entry, circumstances.catalog),
         webhook_url=asked.webhook,
         track_id=None if asked.track_id is None else str(asked.track_id),
         temporary=asked.temp,
@@ -110,21 +110,35 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         wire={
             "variant": variant.name,
             "base_url": circumstances.base_url,
-            "base64": asked.base64,
-            "instant_response": asked.instant_response,
             "enhance_prompt": enhances,
-            **({"enhance_style": asked.enhance_style} if family_addons.style_of(asked) else {}),
-            "track_id": asked.track_id,
             "ignored": ignored,
+            **_noted(asked, entry),
             **sampling.wire,
-            **({"is_sdxl": True} if entry.family == "sdxl" else {}),
         },
         submitted_at=circumstances.now,
     )
+    return settled(job, entry)
 
 
-def _read(body: Mapping[str, Any], model: type[InpaintBody], max_prompt_chars: int) -> InpaintBody:
-    asked, problems = read_fields(model, body)
+def _noted(asked: InpaintBody, entry: ModelEntry) -> dict[str, Any]:
+    """What the record keeps of the body for the answers alone."""
+    noted: dict[str, Any] = {
+        "base64": asked.base64,
+        "instant_response": asked.instant_response,
+        "track_id": asked.track_id,
+    }
+    if entry.has_weights and family_addons.style_of(asked):
+        noted["enhance_style"] = asked.enhance_style
+    return noted | ({"is_sdxl": True} if entry.family == "sdxl" else {})
+
+
+def _read(body: Mapping[str, Any], model: type[InpaintBody], circumstances: Circumstances) -> InpaintBody:
+    max_prompt_chars = circumstances.max_prompt_chars
+    if is_blank(body.get("prompt")) and not needs_prompt(_named(body.get("model_id"), circumstances.catalog)):
+        asked, problems = read_fields(model, {**body, "prompt": LEFT_OUT})
+        asked = asked and asked.model_copy(update={"prompt": ""})
+    else:
+        asked, problems = read_fields(model, body)
     if asked is not None:
         texts = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt}
         problems += [
@@ -135,6 +149,13 @@ def _read(body: Mapping[str, Any], model: type[InpaintBody], max_prompt_chars: i
     if asked is None or problems:
         raise InvalidFields(problems)
     return asked
+
+
+def _named(name: Any, catalog: ModelCatalog) -> ModelEntry | None:
+    """The model of a body that is not read yet."""
+    if is_blank(name):
+        return catalog.default
+    return catalog.find(name.strip()) if isinstance(name, str) else None
 
 
 def _model(name: str | None, catalog: ModelCatalog) -> ModelEntry:

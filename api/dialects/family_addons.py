@@ -16,6 +16,16 @@ SHOWN_CHARS = 100
 FULL_STRENGTH = 1.0
 
 
+def addons_of(asked: InpaintBody, entry: ModelEntry, catalog: ModelCatalog) -> dict[str, Any]:
+    """What goes onto the model, as fields of the job. Raises InvalidFields."""
+    return {
+        "loras": loras_of(asked, entry, catalog),
+        "vae": vae_of(asked, entry, catalog),
+        "clip_skip": asked.clip_skip,
+        "ip_adapter": ip_adapter_of(asked, entry, catalog),
+    }
+
+
 def loras_of(asked: InpaintBody, entry: ModelEntry, catalog: ModelCatalog) -> tuple[LoraUse, ...]:
     """In the order of the body; one strength is that of all. Raises InvalidFields."""
     names, strengths = asked.lora_model, asked.lora_strength or (FULL_STRENGTH,)

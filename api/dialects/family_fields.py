@@ -68,7 +68,9 @@ SIZE_MEANING = f"Of the result, in pixels: any number from {MIN_SIZE} to {MAX_SI
 
 
 class InpaintBody(KeyBody):
-    prompt: Annotated[str, WireText(), Field(description="What to paint where the mask is white.")]
+    prompt: Annotated[
+        str, WireText(), Field(description="What to paint where the mask is white. A model without weights needs none.")
+    ]
     negative_prompt: Annotated[str, WireText(), Field(description="What not to paint.")] = ""
     init_image: Annotated[str, WireText(), Field(description="The picture: URL, data URI or bare base64.")]
     mask_image: Annotated[
@@ -255,6 +257,19 @@ FIELDS: tuple[FieldFate, ...] = (
 )
 
 
+NO_EFFECT_WITHOUT_WEIGHTS = frozenset(
+    {
+        *("prompt", "negative_prompt", "enhance_prompt", "num_inference_steps", "steps", "guidance_scale"),
+        *("strength", "scheduler", "use_karras_sigmas", "algorithm_type", "clip_skip", "enhance_style"),
+    }
+)
+
+
 def ignored_fields(body: Mapping[str, Any]) -> list[str]:
     """Those that were given a value and have no effect."""
     return [name for name in body if name in IGNORED and not is_blank(body[name])]
+
+
+def idle_without_weights(body: Mapping[str, Any]) -> list[str]:
+    """Those that were given a value and say nothing to a model without weights."""
+    return [name for name in body if name in NO_EFFECT_WITHOUT_WEIGHTS and not is_blank(body[name])]

@@ -168,7 +168,7 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
         "description": entry.description,
         "screenshots": "",
         "model_category": "inpainting",
-        "model_format": "safetensors",
+        "model_format": "safetensors" if entry.has_weights else "none",
         "is_nsfw": False,
         "feature": "inpainting",
         "aliases": list(entry.aliases),

@@ -89,6 +89,7 @@ FAILURE_WORDS = {
     "model_unavailable": "Model could not be loaded; its operator finds out why with: inpaintd models check",
     "safety_checker_unavailable": "Failed, the image could not be checked: the safety checker could not be loaded",
     "addon_unavailable": "The {field} cannot be used with this model; the worker's log says why",
+    "nothing_to_continue": "The {field} covers the whole picture: there is nothing to continue.",
     "prompt_too_long": "The {field} has too many words.",
     "out_of_memory": "Not enough memory for this image, try a smaller one",
     "timed_out": "Failed, the image took too long",

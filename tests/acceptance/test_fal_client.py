@@ -23,6 +23,7 @@ from PIL import Image, ImageChops
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from tests import removal_scene
 from tests import stability_scene as red
 from tests.acceptance.test_modelslab_client import HOLE, SIDE, scene
 from tests.fal_clients import verified
@@ -171,6 +172,13 @@ def until_started(fal: ModuleType, handle: Any) -> Any:
 def test_run_waits_for_the_output(fal: ModuleType, client: Any, service: Service) -> None:
     result = client.run(APP, arguments=arguments(fal), path="/sub", start_timeout=30, hint="any")
     assert downloaded(service, result["image"]["url"]).size == (SIDE, SIDE)
+
+
+def test_without_a_prompt_a_thing_is_taken_away(fal: ModuleType, client: Any, service: Service) -> None:
+    picture, mask = removal_scene.data_uris()
+    asked = {"model_name": "remove", "prompt": "", "image_url": picture, "mask_url": mask}
+    result = client.run(APP, arguments=asked)
+    removal_scene.assert_gone(np.asarray(downloaded(service, result["image"]["url"])))
 
 
 def test_no_steps_give_the_input_back(fal: ModuleType, client: Any, service: Service) -> None:

@@ -20,6 +20,7 @@ from PIL import Image, ImageChops, ImageDraw
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from tests import removal_scene
 from tests import stability_scene as red
 from tests.service import Service, service
 
@@ -168,6 +169,27 @@ def test_red_is_seen_through_stable_diffusion_v3_and_strange_words_are_named(ser
     assert answer["status"] == "success", answer
     assert answer["meta"]["unknown_words"] == ["zebra"]
     red.assert_red_only_where(np.asarray(mask) == 255, np.asarray(downloaded(answer["output"][0])))
+
+
+@pytest.mark.parametrize("kind", ["realtime", "community"])
+def test_without_a_prompt_a_thing_is_taken_away(modelslab: ModuleType, service: Service, kind: str) -> None:
+    api = apis(modelslab, a_client(modelslab, service))[kind]
+    picture, mask = removal_scene.data_uris()
+    asked = a_schema(modelslab, kind, prompt="", init_image=picture, mask_image=mask)
+    asked.model_id = "remove"
+    answer = finished(api, api.inpainting(asked))
+    assert answer["meta"]["model_id"] == "remove"
+    assert "num_inference_steps" in answer["meta"]["ignored"]
+    removal_scene.assert_gone(np.asarray(downloaded(answer["output"][0])))
+
+
+def test_v3_takes_a_thing_away_without_a_prompt(service: Service) -> None:
+    picture, mask = removal_scene.data_uris()
+    sizes = {"width": removal_scene.SIDE, "height": removal_scene.SIDE}
+    body = {"key": service.key, "model_id": "remove", "init_image": picture, "mask_image": mask, **sizes}
+    answer = requests.post(f"{service.url}/api/v3/inpaint", json=body, timeout=30).json()
+    assert answer["status"] == "success"
+    removal_scene.assert_gone(np.asarray(downloaded(answer["output"][0])))
 
 
 def test_the_client_polls_until_a_job_answered_at_once_is_done(modelslab: ModuleType, service: Service) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from api.dialects.stability.proto import generation_pb2 as wire
+from tests import removal_scene
 from tests.clients_of_others import python_package
 from tests.service import SOURCE_DIR, Service, service
 from tests.stability import Channel, a_request, pictures, text
@@ -164,6 +165,19 @@ def test_the_command_line_writes_the_picture(sdk: Path, service: Service, tmp_pa
     assert done.returncode == 0, done.stderr
     (written,) = [path for path in tmp_path.glob("*.png") if path.name not in ("init.png", "mask.png")]
     assert_red_in_the_black_part_only(pixels(base64.b64encode(written.read_bytes()).decode()))
+
+
+def test_without_a_text_a_thing_is_taken_away(service: Service) -> None:
+    request = a_request(width=removal_scene.SIDE, height=removal_scene.SIDE)
+    del request.prompt[:]
+    request.engine_id = "remove"
+    for kind, png in zip(
+        (wire.ARTIFACT_IMAGE, wire.ARTIFACT_MASK), removal_scene.pngs(white_paints=False), strict=True
+    ):
+        request.prompt.add(artifact=wire.Artifact(type=kind, binary=png))
+    with grpc.insecure_channel(service.grpc_host) as channel:
+        (result,) = pictures(Channel(channel, None).generate(request, timeout=30))
+    removal_scene.assert_gone(pixels(base64.b64encode(result.binary).decode()))
 
 
 def test_every_sampler_paints(service: Service) -> None:

@@ -98,6 +98,14 @@ def test_the_judge_sees_colour_background_and_shape_in_drawings() -> None:
     assert max(exchanged.colour, exchanged.background, exchanged.shape) < 0.2
 
 
+def test_the_judge_is_not_misled_by_a_smear_beside_the_figure() -> None:
+    for name in SHAPES:
+        picture = drawn("red", name, "white", seed=3)
+        picture[:4, 30:60] = (225, 170, 170)
+        picture[88:94, 80:] = (215, 30, 35)
+        assert look_at(picture).shape == name
+
+
 def test_the_judge_sees_no_figure_on_an_empty_background() -> None:
     seen = look_at(np.full((64, 64, 3), COLOURS["green"], np.uint8))
     assert (seen.background, seen.colour, seen.shape) == ("green", None, None)

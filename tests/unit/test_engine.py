@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from storage.model_catalog import ModelEntry
 from tests.painting import LIBRARY_WARNINGS, make_painting, paint_together, psnr, running_engine
 from tests.studio import WAIT_SECONDS, Studio, folder, held_at_first_step, loaded, studio, until
 from tests.tiny_models import tiny_entry
+from worker import sample as sample_module
 from worker.errors import Cancelled, InternalError, JobFailed, ModelUnavailable, OutOfMemory, TimedOut, WorkerUnfit
 from worker.loading import LoadedModel
+from worker.walks import take_steps
 
 __all__ = ["folder", "loaded", "studio"]
 
@@ -27,7 +30,7 @@ pytestmark = LIBRARY_WARNINGS
 def test_samples_of_all_jobs_share_a_call_and_only_guided_ones_take_two_rows(studio: Studio) -> None:
     gate, first = held_at_first_step(studio, job_id="first", num_inference_steps=3)
     second = studio.begin(job_id="second", num_inference_steps=3, guidance_scale=1.0, seeds=(1, 2))
-    until(lambda: len(studio.engine.progress()) == 2)
+    until(lambda: studio.num_jobs() == 2)
     gate.open()
     first.result()
     second.result()
@@ -37,7 +40,7 @@ def test_samples_of_all_jobs_share_a_call_and_only_guided_ones_take_two_rows(stu
 def test_a_new_job_joins_between_two_steps_of_a_running_one(studio: Studio) -> None:
     gate, long = held_at_first_step(studio, job_id="long", num_inference_steps=30)
     short = studio.begin(job_id="short", num_inference_steps=1)
-    until(lambda: "short" in studio.engine.progress())
+    until(lambda: studio.has("short"))
     gate.pass_one()
     gate.wait()
     gate.pass_one()
@@ -55,7 +58,7 @@ def test_a_group_above_the_batch_limit_is_split_evenly(studio: Studio) -> None:
 def test_jobs_of_different_sizes_do_not_share_a_call(studio: Studio) -> None:
     gate, small = held_at_first_step(studio, job_id="small", num_inference_steps=2)
     big = studio.begin(job_id="big", size=128, num_inference_steps=1)
-    until(lambda: len(studio.engine.progress()) == 2)
+    until(lambda: studio.num_jobs() == 2)
     gate.open()
     assert small.result()[0].shape == (64, 64, 3)
     assert big.result()[0].shape == (128, 128, 3)
@@ -65,7 +68,7 @@ def test_jobs_of_different_sizes_do_not_share_a_call(studio: Studio) -> None:
 def test_a_cancelled_job_leaves_within_one_step_and_the_other_goes_on(studio: Studio) -> None:
     gate, going = held_at_first_step(studio, job_id="going", num_inference_steps=6)
     leaving = studio.begin(job_id="leaving", num_inference_steps=6)
-    until(lambda: len(studio.engine.progress()) == 2)
+    until(lambda: studio.num_jobs() == 2)
     gate.pass_one()
     gate.wait()
     assert studio.watched.rows == [2, 4]
@@ -136,6 +139,26 @@ def test_out_of_memory_halves_the_batch_and_every_picture_is_made(studio: Studio
     assert "batch_halved" in [line["event"] for line in studio.log]
 
 
+def test_where_the_common_scheduler_step_does_not_fit_each_takes_its_own_and_the_pictures_are_the_same(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painting = make_painting(seeds=(1, 2, 3), scheduler="EulerAncestralDiscreteScheduler")
+    expected = studio.engine.paint(painting)
+    tried: list[int] = []
+
+    def only_alone(**arguments: Any) -> Any:
+        tried.append(len(arguments["walks"]))
+        if tried[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return take_steps(**arguments)
+
+    monkeypatch.setattr(sample_module, "take_steps", only_alone)
+    pictures = studio.engine.paint(painting)
+    assert tried[:4] == [3, 1, 1, 1]
+    for made, before in zip(pictures, expected, strict=True):
+        assert np.abs(made.astype(int) - before).max() <= 1
+
+
 def test_only_the_job_that_does_not_fit_alone_fails_with_out_of_memory(studio: Studio) -> None:
     def small_fits(latents: torch.Tensor, _conditioning: torch.Tensor) -> None:
         if latents.shape[-1] > 8:
@@ -161,7 +184,7 @@ def test_an_error_fails_only_the_job_it_belongs_to(studio: Studio) -> None:
     gate, running = held_at_first_step(studio, job_id="running", num_inference_steps=2)
     bad = studio.begin(job_id="bad", prompt="poison")
     good = [studio.threads.submit(studio.engine.paint, painting) for painting in paintings]
-    until(lambda: len(studio.engine.progress()) == 5)
+    until(lambda: studio.num_jobs() == 5)
     studio.watched.before = no_poison
     gate.open()
     with pytest.raises(InternalError) as failure:
@@ -185,7 +208,7 @@ def test_values_that_are_no_picture_fail_the_job(studio: Studio) -> None:
 def test_a_lost_device_makes_the_worker_unfit_and_every_job_hears_of_it(studio: Studio) -> None:
     gate, first = held_at_first_step(studio, job_id="first")
     second = studio.begin(job_id="second")
-    until(lambda: len(studio.engine.progress()) == 2)
+    until(lambda: studio.num_jobs() == 2)
 
     def lose_device(_latents: torch.Tensor, _conditioning: torch.Tensor) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")

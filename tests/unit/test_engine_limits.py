@@ -127,7 +127,7 @@ def test_two_models_that_do_not_fit_together_take_turns(folder: Path, loaded: Lo
 def test_a_job_that_arrives_while_a_bigger_one_runs_starts_within_two_of_its_steps(studio: Studio) -> None:
     gate, big = held_at_first_step(studio, job_id="big", size=128, seeds=tuple(range(8)), num_inference_steps=40)
     small = studio.begin(job_id="small", num_inference_steps=1)
-    until(lambda: "small" in studio.engine.progress())
+    until(lambda: studio.has("small"))
     # Eight pictures make two calls a step; the first of them is held.
     while not small.done():
         gate.pass_one()

@@ -14,7 +14,7 @@ from storage.schedulers import SCHEDULERS
 from storage.settings import StorageSettings
 from tests.painting import LIBRARY_WARNINGS, load_on_cpu, make_painting
 from tests.studio import WAIT_SECONDS, Studio, folder, held_at_first_step, loaded, studio, until
-from worker import engine as engine_module
+from worker import denoising
 from worker.loading import LoadedModel
 from worker.preparing import begin_samples
 from worker.previews import encode_jpeg, make_preview, paste_preview
@@ -63,7 +63,7 @@ def test_a_preview_that_fails_does_no_harm(studio: Studio, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise ValueError("no glimpse")
 
-    monkeypatch.setattr(engine_module, "make_preview", fail)
+    monkeypatch.setattr(denoising, "make_preview", fail)
     gate, running = held_at_first_step(studio)
     asked = studio.threads.submit(studio.engine.previews, ["job"])
     until(lambda: studio.engine._painting[0].preview is not None)

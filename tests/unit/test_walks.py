@@ -174,14 +174,16 @@ def test_stepping_together_takes_a_fraction_of_the_operations(loaded: LoadedMode
     assert together < operations(without_walks(samples_of(loaded)), each_by_its_own_scheduler) / 3
 
 
-def test_samples_without_a_walk_have_schedulers_of_their_own_and_step_beside_the_others(loaded: LoadedModel) -> None:
+def test_samples_without_a_walk_have_schedulers_of_their_own_and_are_left_to_them(loaded: LoadedModel) -> None:
     clipping = dataclasses.replace(loaded, schedulers=Schedulers({**CONFIG, "clip_sample": True}))
     first, second = samples_of(clipping)[0], samples_of(clipping)[0]
     assert first.walk is None
     assert first.scheduler is not second.scheduler
     other, same_other = samples_of(loaded)[1], samples_of(loaded)[1]
-    stepped([first, other], advance_together)
-    stepped([second, same_other], each_by_its_own_scheduler)
+    advance_together([first, other], [torch.ones_like(first.latents)] * 2)
+    assert (first.index, other.index) == (0, 1)
+    first.advance(torch.ones_like(first.latents))
+    each_by_its_own_scheduler([second, same_other], [torch.ones_like(first.latents)] * 2)
     assert torch.equal(first.latents, second.latents)
     assert near(other.latents, same_other.latents)
 

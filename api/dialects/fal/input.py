@@ -23,6 +23,7 @@ from api.dialects.fal.addons import (
 )
 from api.dialects.fal.words import PROBLEMS, row
 from api.safety import NoSafetyChecker, granted
+from api.weightless import needs_prompt, settled
 from storage.addons import MAX_EMBEDDINGS, MAX_LORAS
 from storage.job import MAX_SEED, Failure, InpaintJob, Priority, SafetyAction
 from storage.model_catalog import Hub, ModelCatalog, ModelEntry
@@ -43,7 +44,9 @@ class InpaintInput(BaseModel):
         "A URL only where the models file lists it as a name.",
         examples=["diffusers/stable-diffusion-xl-1.0-inpainting-0.1"],
     )
-    prompt: Text = Field(description="What is to be painted.", examples=["a photo of a cat"])
+    prompt: Text = Field(
+        description="What is to be painted. A model without weights needs none.", examples=["a photo of a cat"]
+    )
     negative_prompt: Text | None = Field(default="", description="What is not to be painted.", examples=["cartoon"])
     image_url: Text = Field(
         description="The picture: an http or https URL, or a data URI. The result has its size.",
@@ -143,7 +146,7 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
         body = json.loads(raw) if raw.strip() else {}
     except (ValueError, RecursionError):
         body, rows = None, [row(["body"], "json_invalid", "JSON decode error")]
-    asked = None if rows else _read(body, rows)
+    asked = None if rows else _read(_with_prompt(body, circumstances.catalog), rows)
     if asked is None:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
     rows += _too_long(asked, circumstances.max_prompt_chars)
@@ -160,7 +163,7 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
         return failed_from_start(_blank(circumstances), rows, at=circumstances.now)
     job = _job(asked, entry, scheduler, circumstances)
     ignored = {"ignored": [SAFETY_FIELD]} if asked.enable_safety_checker and safety is None else {}
-    return dataclasses.replace(
+    job = dataclasses.replace(
         job,
         loras=loras,
         vae=vae,
@@ -170,11 +173,19 @@ def parse(raw: bytes, circumstances: Circumstances) -> InpaintJob:
         safety_checker=safety,
         wire={**job.wire, **ignored},
     )
+    return settled(job, entry)
 
 
 def failed_from_start(job: InpaintJob, rows: list[dict[str, Any]], *, at: float) -> InpaintJob:
     failure = Failure(code=INVALID, message="The input cannot be used.", detail={"rows": rows})
     return job.failed(failure, at=at)
+
+
+def _with_prompt(body: Any, catalog: ModelCatalog) -> Any:
+    """The body with an empty prompt where it has none and its model needs none."""
+    if not isinstance(body, dict) or body.get("prompt") is not None or not isinstance(body.get("model_name"), str):
+        return body
+    return body if needs_prompt(_find_model(body["model_name"].strip(), catalog)) else {**body, "prompt": ""}
 
 
 def _read(body: Any, rows: list[dict[str, Any]]) -> InpaintInput | None:

@@ -66,6 +66,7 @@ FAILURES: Mapping[str, InputFault | Breakdown] = {
     "model_unavailable": Breakdown(500, "The model could not be loaded", "runner_server_error"),
     "safety_checker_unavailable": Breakdown(500, "The safety checker could not be loaded", "runner_server_error"),
     "addon_unavailable": InputFault("value_error", "What {field} names cannot be used with this model", "loras"),
+    "nothing_to_continue": InputFault("value_error", "The mask at {field} covers the whole image", "mask_url"),
     "prompt_too_long": InputFault("string_too_long", "{field} has too many words", "prompt"),
     "out_of_memory": Breakdown(500, "Not enough memory for this image, try a smaller one", "runner_server_error"),
     "start_timed_out": Breakdown(504, "Request timed out", "request_timeout"),

@@ -47,6 +47,7 @@ FAILURE_WORDS: Mapping[str, tuple[grpc.StatusCode, str]] = {
     "model_unavailable": (Code.FAILED_PRECONDITION, "The engine cannot be loaded."),
     "safety_checker_unavailable": (Code.FAILED_PRECONDITION, "The safety checker cannot be loaded."),
     "addon_unavailable": (Code.FAILED_PRECONDITION, "{field} cannot be used with this engine."),
+    "nothing_to_continue": (Code.INVALID_ARGUMENT, "{field} covers the whole picture."),
     "prompt_too_long": (Code.INVALID_ARGUMENT, "{field} has too many words."),
     "out_of_memory": (Code.FAILED_PRECONDITION, "Not enough memory for this picture: try a smaller one."),
     "timed_out": (Code.DEADLINE_EXCEEDED, "The picture took too long."),

@@ -14,6 +14,7 @@ from api.dialects.stability.proto import generation_pb2 as wire
 from api.dialects.stability.samplers import TWINS, Twin
 from api.errors import InvalidFields, Problem, UnknownModel
 from api.styles import STYLES, styled
+from api.weightless import needs_prompt, settled
 from storage.job import MAX_SEED, InpaintJob, MaskedAreaInit, MaskPaints, SafetyAction, WeightedPrompt
 from storage.model_catalog import ModelCatalog, ModelEntry
 
@@ -62,7 +63,7 @@ def parse(request: wire.Request, circumstances: Circumstances) -> InpaintJob:
         raise UnknownModel(field="engine_id", name=request.engine_id[:SHOWN_CHARS])
     _expect_image_parameters(request)
     image, problems = request.image, _Problems()
-    prompts = _prompts(request, circumstances.max_prompt_chars, problems)
+    prompts = _prompts(request, entry, circumstances.max_prompt_chars, problems)
     init_image, mask_image = (
         _picture(request.prompt, kind, name, problems)
         for kind, name in ((wire.ARTIFACT_IMAGE, "init_image"), (wire.ARTIFACT_MASK, "mask_image"))
@@ -82,7 +83,7 @@ def parse(request: wire.Request, circumstances: Circumstances) -> InpaintJob:
     prompts = _with_style(prompts, preset)
     seeds = _seeds(image.seed, samples, circumstances.random_seed)
     inverted = circumstances.client.strip().casefold() == CLIENT_OF_INVERTED_MASKS
-    return InpaintJob(
+    job = InpaintJob(
         job_id=circumstances.new_id(),
         image_id=circumstances.new_id(),
         key_id=circumstances.key_id,
@@ -109,6 +110,7 @@ def parse(request: wire.Request, circumstances: Circumstances) -> InpaintJob:
         wire=_noted(request, twin, preset),
         submitted_at=circumstances.now,
     )
+    return settled(job, entry)
 
 
 class _Problems:
@@ -148,10 +150,12 @@ def _expect_image_parameters(request: wire.Request) -> None:
         raise WireStatus(Code.UNIMPLEMENTED, "This service paints into pictures; it knows no upscalers.")
 
 
-def _prompts(request: wire.Request, max_chars: int, problems: _Problems) -> tuple[WeightedPrompt, ...]:
+def _prompts(
+    request: wire.Request, entry: ModelEntry, max_chars: int, problems: _Problems
+) -> tuple[WeightedPrompt, ...]:
     """The texts that count, at least one."""
     texts = [each for each in request.prompt if each.WhichOneof("prompt") == "text"]
-    if not texts:
+    if not texts and needs_prompt(entry):
         problems.add("prompt", "missing")
     found = []
     for each in texts:

@@ -32,7 +32,11 @@ class Seen:
 
 
 def look_at(picture: Picture) -> Seen:
-    """The colour most frequent at the border; that of what differs from it; the shape with the likest outline."""
+    """The colour most frequent at the border; that of what differs from it; the outline's likest shape.
+
+    The outline is that of the largest area whose colour is nearer to the figure's than to the background's, so that
+    a smear elsewhere or a fringe counts for nothing.
+    """
     height, width = picture.shape[:2]
     border = max(2, min(height, width) // _BORDER_SHARE)
     edge = np.ones((height, width), bool)
@@ -40,12 +44,14 @@ def look_at(picture: Picture) -> Seen:
     lab = to_lab(picture)
     background = _most_frequent(lab[edge])
     distance = np.linalg.norm(lab - np.median(lab[edge], axis=0), axis=-1)
-    figure = distance > FIGURE_DISTANCE
-    if figure.sum() <= FEWEST_FIGURE_PIXELS:
+    different = lab[distance > FIGURE_DISTANCE]
+    if len(different) <= FEWEST_FIGURE_PIXELS:
         return Seen(background, None, None)
-    colour = _most_frequent(lab[figure])
+    colour = _most_frequent(different)
+    figure_lab = np.median(different[_nearest(different) == COLOUR_NAMES.index(colour)], axis=0)
+    figure = np.linalg.norm(lab - figure_lab, axis=-1) < distance
     opened = cv2.morphologyEx(figure.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    return Seen(background, colour, likest_shape(opened > 0))
+    return Seen(background, colour, likest_shape(_largest_area(opened)))
 
 
 def likest_shape(figure: NDArray[np.bool_]) -> str:
@@ -77,6 +83,14 @@ def _nearest(lab: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _most_frequent(lab: NDArray[np.float32]) -> str:
     return COLOUR_NAMES[int(np.bincount(_nearest(lab), minlength=len(COLOUR_NAMES)).argmax())]
+
+
+def _largest_area(figure: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Of those that hang together."""
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(figure)
+    areas = statistics[1:, cv2.CC_STAT_AREA]
+    largest: NDArray[np.bool_] = labels == (1 + int(areas.argmax()) if len(areas) else -1)
+    return largest
 
 
 def _common_share(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

@@ -1,0 +1,141 @@
+"""Hides the seams of what was copied: corrections that make both sides of each seam go over into each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import splu
+
+from worker.removing.scene import Floats, Scene, Whole, look_up
+
+Doubles = NDArray[Any]
+Matrix = Any  # scipy's, which has no types
+
+FORGIVEN_STEP = 12.0
+"""Steps much higher than this many gray levels are edges of things, not seams to be smoothed away."""
+FADE = 1 / 400**2
+DIRECT_SIZE = 3000
+SMOOTHING_ROUNDS = 16
+DONE = 1e-12
+
+
+def correct(scene: Scene, offset: Whole, check: Callable[[], None]) -> Floats:
+    """What is to be added to the hole's copied colours: (n, 3), in the order of np.nonzero(scene.hole).
+
+    `offset` (n, 2): from where each pixel is copied. The corrections u of neighbours p, q minimise
+    Σ w (u_p − u_q − t)²: t = 0 inside one copied piece; at a seam, what makes the step there the mean of both
+    pieces' own steps (compositing in the gradient domain, after Pérez et al. 2003); at the rim, what makes the
+    piece go on as the known pixel does. w falls with the height of the step.
+    """
+    y, x = np.nonzero(scene.hole)
+    copied = look_up(scene.picture, y + offset[:, 0], x + offset[:, 1]).astype(np.float64)
+    number = np.full(scene.shape, -1, np.int64)
+    number[y, x] = np.arange(len(y))
+    system = _System(len(y))
+    for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        beside_y, beside_x = y + down, x + right
+        inside = scene.is_in(beside_y, beside_x)
+        inside &= look_up(scene.inside, beside_y, beside_x)
+        other = np.where(inside, look_up(number, beside_y, beside_x), -2)
+        p = np.nonzero(other == -1)[0]
+        known = look_up(scene.picture, beside_y[p], beside_x[p])
+        there_y, there_x = beside_y[p] + offset[p, 0], beside_x[p] + offset[p, 1]
+        goes_on = scene.is_known(there_y, there_x)[:, None]
+        system.tie_down(p, known - np.where(goes_on, look_up(scene.picture, there_y, there_x), copied[p]))
+        if down < 0 or right < 0:
+            continue
+        p = np.nonzero(other >= 0)[0]
+        q = other[p]
+        system.tie_together(p, q, _meeting(scene, offset, copied, p=p, q=q))
+    check()
+    return _solve(system.matrix(), system.right_side, y, x, check).astype(np.float32)
+
+
+def _meeting(scene: Scene, offset: Whole, copied: Doubles, *, p: Whole, q: Whole) -> Doubles:
+    """What u_p - u_q should be: by both pieces, by the one that goes on to the other side, or so that none is left."""
+    y, x = np.nonzero(scene.hole)
+    total, count = np.zeros((len(p), 3)), np.zeros(len(p))
+    for here, there, sign in ((p, q, 1), (q, p, -1)):
+        there_y, there_x = y[here] + offset[there, 0], x[here] + offset[there, 1]
+        goes_on = scene.is_known(there_y, there_x)
+        step = sign * (look_up(scene.picture, there_y, there_x) - copied[here])
+        total += np.where(goes_on[:, None], step, 0)
+        count += goes_on
+    return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], copied[q] - copied[p])
+
+
+class _System:
+    """The normal equations."""
+
+    def __init__(self, size: int) -> None:
+        self.right_side: Doubles = np.zeros((size, 3))
+        self._diagonal = np.full(size, FADE)
+        self._links: list[tuple[Whole, Whole, Doubles]] = []
+
+    def tie_down(self, p: Whole, target: Doubles) -> None:
+        """u_p should be `target`. Each p comes once at most."""
+        weight = _weight(target)
+        self.right_side[p] += weight[:, None] * target
+        self._diagonal[p] += weight
+
+    def tie_together(self, p: Whole, q: Whole, target: Doubles) -> None:
+        """u_p - u_q should be `target`. Each p and each q comes once at most."""
+        weight = _weight(target)
+        self.right_side[p] += weight[:, None] * target
+        self.right_side[q] -= weight[:, None] * target
+        self._diagonal[p] += weight
+        self._diagonal[q] += weight
+        self._links.append((p, q, weight))
+
+    def matrix(self) -> Matrix:
+        each = np.arange(len(self._diagonal))
+        rows, columns, values = [each], [each], [self._diagonal]
+        for p, q, weight in self._links:
+            rows += [p, q]
+            columns += [q, p]
+            values += [-weight, -weight]
+        places = (np.concatenate(rows), np.concatenate(columns))
+        return sparse.csr_matrix((np.concatenate(values), places), shape=(len(each), len(each)))
+
+
+def _weight(target: Doubles) -> Doubles:
+    weight: Doubles = 1 / (1 + np.square(np.abs(target).max(axis=1, initial=0) / FORGIVEN_STEP))
+    return weight
+
+
+def _solve(matrix: Matrix, right_side: Doubles, y: Whole, x: Whole, check: Callable[[], None]) -> Doubles:
+    """From coarse to fine: 2 × 2 unknowns become one, until few enough are left to be solved at once."""
+    check()
+    if len(y) <= DIRECT_SIZE:
+        return np.asarray(splu(matrix.tocsc()).solve(right_side))
+    width = int(x.max()) // 2 + 1
+    key, group = np.unique((y // 2) * width + x // 2, return_inverse=True)
+    if len(key) == len(y):
+        return _smooth(matrix, right_side, np.zeros_like(right_side), 4 * SMOOTHING_ROUNDS, check)
+    gather = sparse.csr_matrix((np.ones(len(y)), (np.arange(len(y)), group)), shape=(len(y), len(key)))
+    coarse = _solve((gather.T @ matrix @ gather).tocsr(), gather.T @ right_side, key // width, key % width, check)
+    return _smooth(matrix, right_side, coarse[group], SMOOTHING_ROUNDS, check)
+
+
+def _smooth(matrix: Matrix, right_side: Doubles, guess: Doubles, rounds: int, check: Callable[[], None]) -> Doubles:
+    """Conjugate gradients, preconditioned by the diagonal, the three channels side by side."""
+    inverse = 1 / matrix.diagonal()[:, None]
+    residual = right_side - matrix @ guess
+    direction = inverse * residual
+    rho = (residual * direction).sum(axis=0)
+    for _ in range(rounds):
+        if (rho < DONE).any():
+            break
+        image = matrix @ direction
+        step = rho / (direction * image).sum(axis=0)
+        guess = guess + step * direction
+        residual = residual - step * image
+        scaled = inverse * residual
+        rho, before = (residual * scaled).sum(axis=0), rho
+        direction = scaled + (rho / before) * direction
+        check()
+    return guess

@@ -1,0 +1,134 @@
+"""What it costs to put pieces of a picture side by side, and to begin them at the rim of the hole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from worker.removing.scene import Cells, Flags, Floats, Scene, Whole, look_up
+
+SATURATION = 5.0
+MISSING = 3.5
+"""What it costs to have nothing to compare a known pixel with: cheap, it would draw pieces from the hole's own rim."""
+SAMPLES_PER_SIDE = 4
+RIM_REACH = 4
+SHARE_OF_MEAN = 0.4
+"""How much of a difference in brightness counts between large cells: blending takes the rest away."""
+
+
+def mismatch(difference: Floats, variance: Floats) -> Floats:
+    """What a squared difference costs beside the variance of the plainer of both pieces. Overwrites both.
+
+    Two places of one texture cost about 1, whether it is rough or smooth; with the plain square, smooth
+    pieces would be the cheapest to put beside anything, and fill every hole.
+    """
+    variance *= 2 * SATURATION
+    variance += difference
+    difference /= variance
+    difference *= SATURATION
+    return difference
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Cells as they would look with some choices: samples (n, k, side, side, 3), variance (n, k)."""
+
+    samples: Floats
+    variance: Floats
+
+    def of(self, which: Whole) -> Blocks:
+        return Blocks(samples=self.samples[which], variance=self.variance[which])
+
+
+def see_blocks(scene: Scene, cells: Cells, which: Whole, offsets: Whole) -> Blocks:
+    """Cells `which` (n,) moved by `offsets` (n, k, 2)."""
+    side = min(cells.size, SAMPLES_PER_SIDE)
+    stride = cells.size // side
+    inner = np.arange(side) * stride + stride // 2
+    top, left = cells.rows[which, None] * cells.size, cells.columns[which, None] * cells.size
+    y, x = top + offsets[..., 0], left + offsets[..., 1]
+    samples = look_up(scene.softened(stride), y[..., None, None] + inner[:, None], x[..., None, None] + inner)
+    if cells.size >= SAMPLES_PER_SIDE:
+        samples = samples - (1 - SHARE_OF_MEAN**0.5) * samples.mean(axis=(2, 3), keepdims=True, dtype=np.float32)
+    variance = look_up(scene.variance, y + cells.size // 2, x + cells.size // 2)
+    return Blocks(samples=samples.astype(np.float32, copy=False), variance=variance.astype(np.float32, copy=False))
+
+
+def seam_costs(one: Blocks, other: Blocks, size: int, *, upright: bool) -> Floats:
+    """(n, k, l): the best straight seam through each cell, from any of one's choices to any of the other's."""
+    side = one.samples.shape[2]
+    best: Floats | None = None
+    for line in range(side):
+        along = (slice(None), slice(None), slice(None), line) if upright else (slice(None), slice(None), line)
+        cost = _squared_distances(one.samples[along], other.samples[along])
+        best = cost if best is None else np.minimum(best, cost, out=best)
+    if best is None:
+        raise AssertionError("a cell has a side")
+    best /= side
+    cost = mismatch(best, np.minimum(one.variance[:, :, None], other.variance[:, None, :]))
+    cost *= size
+    return cost
+
+
+def either(one: Floats, other: Floats, size: int) -> Floats:
+    """The seam runs through one of two neighbours; between single pixels, both count. Overwrites `one`."""
+    if size == 1:
+        one += other
+        return one
+    np.minimum(one, other, out=one)
+    one *= 2
+    return one
+
+
+def _squared_distances(one: Floats, other: Floats) -> Floats:
+    """(n, k, …), (n, l, …) -> (n, k, l), over all the other axes."""
+    length = int(np.prod(one.shape[2:]))
+    one, other = one.reshape(*one.shape[:2], length), other.reshape(*other.shape[:2], length)
+    distances: Floats = np.matmul(one, other.transpose(0, 2, 1))
+    distances *= -2
+    distances += np.einsum("nkd,nkd->nk", one, one)[:, :, None]
+    distances += np.einsum("nkd,nkd->nk", other, other)[:, None, :]
+    np.maximum(distances, 0, out=distances)
+    return distances
+
+
+def rim_costs(scene: Scene, cells: Cells, which: Whole, offsets: Whole) -> Floats:
+    """(n, k): how badly the known pixels beside cells `which` go on into them when moved by `offsets` (n, k, 2)."""
+    costs = np.zeros(offsets.shape[:2], np.float32)
+    y, x, beside, weight = _rim(scene, cells, which)
+    if not len(y):
+        return costs
+    own, own_variance = look_up(scene.picture, y, x), look_up(scene.variance, y, x)
+    known = scene.inside & ~scene.hole
+    for choice in range(offsets.shape[1]):
+        there_y, there_x = y + offsets[beside, choice, 0], x + offsets[beside, choice, 1]
+        difference = np.square(look_up(scene.picture, there_y, there_x) - own).sum(axis=-1)
+        cost = mismatch(difference, np.minimum(own_variance, look_up(scene.variance, there_y, there_x)))
+        compared = scene.is_in(there_y, there_x) & look_up(known, there_y, there_x)
+        costs[:, choice] = np.bincount(beside, weights=np.where(compared, cost, MISSING), minlength=len(which))
+    costs *= weight
+    return costs
+
+
+def _rim(scene: Scene, cells: Cells, which: Whole) -> tuple[Whole, Whole, Whole, float]:
+    """Known pixels near the hole, each once for every cell of `which` beside it (its place there), and their weight."""
+    reach = min(RIM_REACH, cells.size)
+    near: Flags = cv2.dilate(scene.hole.astype(np.uint8), np.ones((2 * reach + 1,) * 2, np.uint8)) > 0
+    near &= scene.inside & ~scene.hole
+    weight = 1.0
+    if cells.size >= SAMPLES_PER_SIDE:
+        near[::2, ::2] = near[1::2, 1::2] = False
+        weight = 2.0
+    place = np.full(len(cells) + 1, -1, np.int64)
+    place[which] = np.arange(len(which))
+    y, x = np.nonzero(near)
+    found = []
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            beside = place[cells.at(y // cells.size + down, x // cells.size + right)]
+            some = beside >= 0
+            found.append(np.stack([y[some], x[some], beside[some]]))
+    all_y, all_x, beside = np.concatenate(found, axis=1)
+    return all_y, all_x, beside, weight
