@@ -35,13 +35,15 @@ def choose_dtype(settings: WorkerSettings, device: torch.device) -> torch.dtype:
     return dtypes[settings.dtype]
 
 
-def model_budget_bytes(settings: WorkerSettings, device: torch.device) -> int:
-    """How much the loaded models may take together."""
+def model_budget_bytes(settings: WorkerSettings, device: torch.device, *, beside_bytes: int = 0) -> int:
+    """How much the loaded models may take together; `beside_bytes`: what stays in memory for good beside them."""
     if settings.model_memory_bytes is not None:
         return settings.model_memory_bytes
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * GPU_MODEL_SHARE)
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_MODEL_SHARE)
+        memory, share = torch.cuda.get_device_properties(device).total_memory, GPU_MODEL_SHARE
+    else:
+        memory, share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), CPU_MODEL_SHARE
+    return max(1, int((memory - beside_bytes) * share))
 
 
 def addon_budget_bytes(settings: WorkerSettings, device: torch.device) -> int:

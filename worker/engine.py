@@ -36,6 +36,7 @@ from worker.models import ResidentModels
 from worker.preparing import begin_samples, make_canvas, warm_up_graphs
 from worker.previews import Preview, paste_preview
 from worker.runs import Run
+from worker.safety import checker_bytes
 from worker.sample import Painting
 from worker.settings import WorkerSettings
 from worker.verdicts import attempt, judge
@@ -343,7 +344,7 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
     models = ResidentModels(
         catalog,
         one_at_a_time(load, LOADING),
-        budget_bytes=model_budget_bytes(settings, device),
+        budget_bytes=model_budget_bytes(settings, device, beside_bytes=checker_bytes(catalog.addons.safety_checker)),
         bytes_per_weight=dtype.itemsize,
         turn_seconds=settings.model_turn_seconds,
     )

@@ -73,16 +73,25 @@ def find_part(folder: Path) -> str | None:
 
     Raises BadModelFiles as find_files does.
     """
+    return None if _without_variant(_part_weights(folder)) else HALF_PRECISION
+
+
+def count_part(folder: Path) -> int:
+    """How many numbers the weights of such a part are. Raises BadModelFiles."""
+    return sum(read_header(path).count() for path in _part_weights(folder))
+
+
+def _part_weights(folder: Path) -> list[Path]:
+    """Those that are loaded."""
     if not (folder / "config.json").is_file():
         raise BadModelFiles(f"{folder.name} has no config.json")
     weights = _weights_of(folder)
-    plain = _without_variant(weights)
-    usable = plain or _of_variant(weights)
+    usable = _without_variant(weights) or _of_variant(weights)
     if not usable:
         raise BadModelFiles(f"{folder.name} has no weights under a name that is known")
     for path in usable:
         read_header(path)
-    return None if plain else HALF_PRECISION
+    return usable
 
 
 def count_weights(files: ModelFiles) -> int:

@@ -20,7 +20,7 @@ from storage.job import SafetyAction
 from worker.errors import SafetyCheckerUnavailable
 from worker.hiding import hidden
 from worker.loading import LOADING, quieten_libraries
-from worker.model_files import BadModelFiles, find_part
+from worker.model_files import BadModelFiles, count_part, find_part
 
 log = structlog.get_logger(__name__)
 
@@ -133,6 +133,14 @@ def squares(picture: Picture) -> Iterator[Picture]:
     for start in np.linspace(0, longer - side, count).round().astype(int):
         part = picture[start : start + side] if height > width else picture[:, start : start + side]
         yield part if side == shorter else cv2.resize(part, (side, side), interpolation=cv2.INTER_LINEAR)
+
+
+def checker_bytes(folder: Path | None) -> int:
+    """What it takes in memory, once it is loaded; 0 where there is none that can be used."""
+    try:
+        return 0 if folder is None else count_part(folder) * torch.float32.itemsize
+    except BadModelFiles:
+        return 0
 
 
 def load_checker(folder: Path, device: torch.device) -> LoadedChecker:

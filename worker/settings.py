@@ -37,7 +37,7 @@ class WorkerSettings(EnvironmentSettings):
     model_memory_bytes: PositiveInt | None = Field(
         default=None,
         description="How much the loaded models may take together, in bytes. Unset: 70 % of the GPU's memory, "
-        "or half of the machine's on the CPU.",
+        "or half of the machine's on the CPU, of what the safety checker leaves.",
     )
     model_turn_seconds: PositiveFloat = Field(
         default=20.0,

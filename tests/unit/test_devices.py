@@ -39,6 +39,8 @@ def test_models_may_take_what_the_operator_says_or_half_of_the_machine() -> None
     assert model_budget_bytes(WorkerSettings(model_memory_bytes=123), CPU) == 123
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert model_budget_bytes(WorkerSettings(), CPU) == memory // 2
+    assert model_budget_bytes(WorkerSettings(), CPU, beside_bytes=1000) == (memory - 1000) // 2
+    assert model_budget_bytes(WorkerSettings(model_memory_bytes=123), CPU, beside_bytes=1000) == 123
 
 
 def test_one_core_is_left_to_the_others_unless_the_operator_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from worker import safety as module
 from worker.errors import OutOfMemory, SafetyCheckerUnavailable
 from worker.hiding import hidden
 from worker.loading import LOADING
-from worker.safety import MAX_SQUARES, LoadedChecker, Safety, squares
+from worker.safety import MAX_SQUARES, LoadedChecker, Safety, checker_bytes, squares
 
 Outcome = TypeVar("Outcome")
 WEIGHTS = "model.safetensors"
@@ -122,6 +122,8 @@ def test_it_is_loaded_once_for_all_threads_and_said_so(tmp_path: Path) -> None:
         list(pool.map(lambda _: ours.prepare(SafetyAction.BLUR), range(16)))
     assert [each["event"] for each in logs] == ["safety_checker_loaded"]
     assert logs[0]["weight_bytes"] > 10_000
+    assert logs[0]["weight_bytes"] <= checker_bytes(tmp_path) < 1.01 * logs[0]["weight_bytes"], "beside the models"
+    assert checker_bytes(None) == checker_bytes(tmp_path / "nowhere") == 0
 
 
 def test_it_is_not_loaded_beside_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
