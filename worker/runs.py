@@ -61,7 +61,8 @@ class Run:
     def show(self, preview: Preview | None) -> None:
         """Answer whoever waits for a preview."""
         waiting, self.preview = self.preview, None
-        if waiting is not None:
+        # It may have been asked for again while it was answered.
+        if waiting is not None and not waiting.done():
             waiting.set_result(preview)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from tests.studio import WAIT_SECONDS, Studio, folder, held_at_first_step, loade
 from worker import denoising
 from worker.loading import LoadedModel
 from worker.preparing import begin_samples
-from worker.previews import encode_jpeg, make_preview, paste_preview
+from worker.previews import Preview, encode_jpeg, make_preview, paste_preview
+from worker.runs import Run
 from worker.sample import predict_noise
 
 __all__ = ["folder", "loaded", "studio"]
@@ -142,3 +144,14 @@ def test_predictions_are_those_of_the_step(loaded: LoadedModel) -> None:
             previews.append(make_preview(sample, prediction))
             sample.advance(prediction)
     assert not np.array_equal(previews[0], previews[-1])
+
+
+def test_a_preview_that_was_answered_already_is_no_obstacle_to_the_end() -> None:
+    """Who asks and who answers are two threads: one may put back what the other has just answered."""
+    run, waiting = Run(make_painting()), Future[Preview | None]()
+    run.preview = waiting
+    run.show(None)
+    run.preview = waiting
+    run.end()
+    assert run.finished.get_nowait() is None
+    assert run.preview is None
