@@ -215,10 +215,10 @@ def _with_aliases(entry: ModelEntry, aliases: tuple[str, ...]) -> ModelEntry:
 
 def _read(path: Path) -> _File:
     try:
-        return _File.model_validate(tomllib.loads(path.read_text()))
+        return _File.model_validate(tomllib.loads(path.read_text("utf-8")))
     except OSError as error:
         raise BadModelsFile(f"The models file {path} cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadModelsFile(f"The models file {path} is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -44,19 +44,28 @@ def id_from(name: str) -> str:
     return NOT_IN_IDS.sub("-", name.casefold()).strip("-.") or "model"
 
 
+def placed(path: Path) -> Path:
+    """Where it lies; a file as it is called there, even where that is a link: those of the hub's own cache lead to
+    names without a suffix.
+    """
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
 def add_entry(settings: StorageSettings, entry: NewEntry, *, is_default: bool = False) -> Path:
     """Write the entry at the end of the models file, which is made if there is none. Raises NotAdded."""
     if settings.models_file is None:
         raise NotAdded("There is no models file: set MODELS_FILE to where it shall be.")
     path = settings.models_file.resolve()
     try:
-        before = path.read_text() if path.exists() else ""
+        before = path.read_text("utf-8") if path.exists() else ""
         after = _appended(before, entry.as_toml(path.parent))
         if is_default:
             after = _with_default(after, entry.id)
         _replace(path, after, settings)
     except OSError as error:
         raise NotAdded(f"The models file {path} cannot be written: {error.strerror}.") from error
+    except UnicodeError as error:
+        raise NotAdded("A name or path has bytes that are no text in UTF-8: rename it.") from error
     return path
 
 
@@ -76,9 +85,10 @@ def _with_default(text: str, model_id: str) -> str:
 
 def _replace(path: Path, text: str, settings: StorageSettings) -> None:
     """All or nothing: only what can be read as a models file takes the old one's place."""
+    content = text.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        file.write(text)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+        file.write(content)
     new = Path(file.name)
     try:
         load_catalog(settings.model_copy(update={"models_file": new}))
@@ -96,7 +106,7 @@ def _key(name: str) -> str:
 
 def _value(value: Any, base: Path) -> str:
     if isinstance(value, Path):
-        absolute = value.resolve()
+        absolute = placed(value)
         return _string(str(absolute.relative_to(base) if absolute.is_relative_to(base) else absolute))
     if isinstance(value, str):
         return _string(value)

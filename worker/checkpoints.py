@@ -23,6 +23,7 @@ MODELSPEC_PREDICTION = "modelspec.prediction_type"
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 REFINER_WIDTH = 384
 MASK_SEEING, PLAIN = 9, 4
+CONVOLUTION = 4  # dimensions of its weights
 PLACES = {
     "sd1": {"unet": UNET, "vae": "first_stage_model.", "text_encoder": "cond_stage_model.transformer."},
     "sd2": {"unet": UNET, "vae": "first_stage_model.", "text_encoder": "cond_stage_model.model."},
@@ -82,6 +83,8 @@ def read_checkpoint(header: Header, name: str) -> Checkpoint:
     """What this file is; `name` is how it is called in texts. Raises BadModelFiles, saying what else it is or lacks."""
     if FIRST_LAYER not in header.shapes:
         raise BadModelFiles(f"{name} is {_other(header)}, no checkpoint of Stable Diffusion 1, 2 or XL")
+    if len(header.shapes[FIRST_LAYER]) != CONVOLUTION:
+        raise BadModelFiles(f"{name} has a first layer that is no convolution")
     layout = _layout(header, name)
     missing = [part for part, prefix in PLACES[layout].items() if not header.has(prefix)]
     if missing:
@@ -107,8 +110,8 @@ def _layout(header: Header, name: str) -> str:
     for layout in ("sd1", "sd2"):
         if header.has(PLACES[layout]["text_encoder"]):
             return layout
-    width = next((header.shapes[each][1] for each in PROMPT_WIDTHS if each in header.shapes), None)
-    return "sd2" if width == _config_width("sd2") else "sd1"
+    widths = next((header.shapes[each] for each in PROMPT_WIDTHS if each in header.shapes), ())
+    return "sd2" if widths[1:] == (_config_width("sd2"),) else "sd1"
 
 
 def _config_width(layout: str) -> int:

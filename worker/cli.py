@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from storage.addons import Addon, Addons, IpAdapter, find_addon
 from storage.model_catalog import BadModelsFile, Hub, ModelCatalog, ModelEntry, NoWeights, SingleFile, load_catalog
 from storage.settings import storage_settings
-from worker.adding import NewEntry, NotAdded, add_entry, id_from
+from worker.adding import NewEntry, NotAdded, add_entry, id_from, placed
 from worker.headers import BadModelFiles
 from worker.model_files import find_files
 from worker.pulling import PullFailed, family_on_hub
@@ -84,7 +84,7 @@ def add(
         else:
             found = _on_hub(what, family)
             values = {"hub": what, "revision": revision, "family": found.family, **given}
-        chosen = id or id_from(what.split("/")[-1] if not path.exists() else path.resolve().stem)
+        chosen = id or id_from(placed(path).stem if path.exists() else what.split("/")[-1])
         named = {} if found.section == CHECKER else {"aliases": alias or None}
         entry = NewEntry(found.section, chosen, {k: v for k, v in (values | named).items() if v is not None})
         if default and found.section != "models":

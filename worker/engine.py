@@ -31,7 +31,7 @@ from worker.devices import (
 from worker.errands import Errands
 from worker.errors import JobFailed, WorkerUnfit
 from worker.graphs import GraphedUNet
-from worker.loading import LoadedModel, load_model
+from worker.loading import LOADING, LoadedModel, load_model
 from worker.models import ResidentModels
 from worker.preparing import begin_samples, make_canvas, warm_up_graphs
 from worker.previews import Preview, paste_preview
@@ -339,12 +339,10 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
         prompt_cache_entries=settings.prompt_cache_entries,
         picture_cache_bytes=settings.picture_cache_bytes,
     )
-    # Libraries change things for the whole process while they load.
-    loading = threading.Lock()
-    adapters = Adapters(catalog.addons, capacity_bytes=addon_budget_bytes(settings, device), loading=loading)
+    adapters = Adapters(catalog.addons, capacity_bytes=addon_budget_bytes(settings, device), loading=LOADING)
     models = ResidentModels(
         catalog,
-        one_at_a_time(load, loading),
+        one_at_a_time(load, LOADING),
         budget_bytes=model_budget_bytes(settings, device),
         bytes_per_weight=dtype.itemsize,
         turn_seconds=settings.model_turn_seconds,

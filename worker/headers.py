@@ -59,12 +59,15 @@ def read_header(path: Path) -> Header:
             if length > MAX_HEADER_BYTES:
                 raise BadModelFiles(f"{path.name} is no safetensors file")
             entries = json.loads(file.read(length))
-        metadata = entries.pop(METADATA, None) or {}
+        metadata = dict(entries.pop(METADATA, None) or {})
         shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()}
         types = frozenset(str(entry["dtype"]) for entry in entries.values())
         data_bytes = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise BadModelFiles(f"{path.name} is no safetensors file") from error
+    # A byte holds two numbers at most.
+    if any(min(shape, default=0) < 0 or math.prod(shape) > 2 * data_bytes for shape in shapes.values()):
+        raise BadModelFiles(f"{path.name} is no safetensors file")
     if path.stat().st_size < HEADER_LENGTH_BYTES + length + data_bytes:
         raise BadModelFiles(f"{path.name} is cut short")
     return Header(shapes, types, {str(name): str(value) for name, value in metadata.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ MASK_SEEING_CHANNELS = 9
 PLAIN_CHANNELS = 4
 NUM_TIME_IDS = 6
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+# Held while a library builds something: it changes the default type and more for all threads, and puts back what it
+# found. Two at once would leave the whole process with what the other had set.
+LOADING = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,8 @@ OTHER_METHODS = {
     "oft_blocks": "OFT",
 }
 WEIGHT = re.compile(r"(.+)\.lora_(A\.weight|B\.weight|B\.bias|magnitude_vector)(?:\.weight)?")
+# What PEFT's patterns for alphas are in files: names of layers, their dots escaped or not.
+PATTERN = re.compile(r"\^?(?:\w|\\?\.)+\$?")
 
 Tensors = dict[str, torch.Tensor]
 Value = TypeVar("Value")
@@ -121,7 +123,7 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
         tensors = load(path.read_bytes())
         config = json.loads(noted) if noted else {}
         return tensors, config if isinstance(config, dict) else {}
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
         raise BadLora("its file is no whole safetensors file") from error
 
 
@@ -182,8 +184,10 @@ def _layers(
         down, up = weights.get("A.weight"), weights.get("B.weight")
         if down is None or up is None or down.ndim != up.ndim or up.ndim not in (2, 4):
             raise BadLora("its file holds half a layer")
-        if not (down.is_floating_point() and up.is_floating_point()):
+        if not all(each.is_floating_point() for each in weights.values()):
             raise BadLora("its file holds weights of a kind that is not supported")
+        if not all(torch.isfinite(each.float()).all() for each in weights.values()):
+            raise BadLora("its file holds weights that are no numbers")
         bias, magnitude = weights.get("B.bias"), weights.get("magnitude_vector")
         layers[layer] = LowRank(
             down=down.to(device, dtype),
@@ -197,10 +201,16 @@ def _layers(
 
 def _scale(layer: str, rank: int, alphas: Mapping[str, float], config: Mapping[str, Any]) -> float:
     """Alpha over rank. Source: PEFT's LoraConfig, whose patterns are ends of layers' names."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    fitting = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer))
     try:
+        patterns = dict(config.get("alpha_pattern") or {})
+        # As regular expressions they could keep the whole process for hours.
+        if not all(PATTERN.fullmatch(pattern) for pattern in patterns):
+            raise BadLora("what its file says of its alphas cannot be read")
+        fitting = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer))
         alpha = float(next(fitting, config.get("lora_alpha", alphas.get(layer, rank))))
-    except (re.error, TypeError, ValueError) as error:
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (re.error, TypeError, ValueError, ArithmeticError) as error:
         raise BadLora("what its file says of its alphas cannot be read") from error
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not math.isfinite(scale):
+        raise BadLora("what its file says of its alphas cannot be read")
+    return scale

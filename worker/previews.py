@@ -71,7 +71,7 @@ def learn_colours(model: LoadedModel) -> NDArray[np.float32]:
     By least squares over a picture of random flat colours, as the VAE encodes it.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    patches = torch.rand((1, 3, PATCHES, PATCHES), generator=generator)
+    patches = torch.rand((1, 3, PATCHES, PATCHES), generator=generator, dtype=torch.float32)
     per_latent = patches.repeat_interleave(LATENTS_PER_PATCH, 2).repeat_interleave(LATENTS_PER_PATCH, 3)
     pixels = per_latent.repeat_interleave(model.latent_factor, 2).repeat_interleave(model.latent_factor, 3)
     encoded = model.vae.encode((2 * pixels - 1).to(model.device, model.vae.dtype))

@@ -194,7 +194,7 @@ def _weighted(encoded: torch.Tensor, empty: torch.Tensor, windows: Sequence[Wind
     """
     rows = [window.weights for window in windows]
     weights = torch.ones(encoded.shape[:2], dtype=torch.float32)
-    weights[: len(rows)] = torch.tensor(rows)
+    weights[: len(rows)] = torch.tensor(rows, dtype=torch.float32)
     weights = weights.to(encoded.device)[..., None]
     moved = torch.lerp(empty.float(), encoded.float(), weights).to(encoded.dtype)
     return torch.where(weights == 1, encoded, moved)

@@ -184,8 +184,8 @@ def _ip_adapter(path: Path, header: Header) -> Found | None:
     sort = next((sort for name, sort in IP_ADAPTER_KINDS.items() if name in header.shapes), None)
     if sort is None:
         raise BadModelFiles(f"{path.name} is an IP-adapter of another kind than plain and plus, which alone are read")
-    width = next((shape[1] for name, shape in header.shapes.items() if name.endswith(".to_k_ip.weight")), 0)
-    kind = KIND_OF_WIDTH.get(width)
+    shape = next((shape for name, shape in header.shapes.items() if name.endswith(".to_k_ip.weight")), ())
+    kind = KIND_OF_WIDTH.get(shape[-1]) if shape else None
     family = FAMILY_OF_KIND[kind] if kind else None
     says = f"an IP-adapter ({sort}){f' for {NAMES[kind]}' if kind else _for(None)}"
     encoder = path.parent / "image_encoder"

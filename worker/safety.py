@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from storage.job import SafetyAction
 from worker.errors import SafetyCheckerUnavailable
 from worker.hiding import hidden
-from worker.loading import quieten_libraries
+from worker.loading import LOADING, quieten_libraries
 from worker.model_files import BadModelFiles, find_part
 
 log = structlog.get_logger(__name__)
@@ -106,7 +106,8 @@ class Safety:
             raise SafetyCheckerUnavailable
         started = time.monotonic()
         try:
-            loaded = load_checker(self._folder, self._torch_device())
+            with LOADING:
+                loaded = load_checker(self._folder, self._torch_device())
         except BadModelFiles as reason:
             log.warning("safety_checker_unavailable", reason=str(reason))
             raise SafetyCheckerUnavailable from reason

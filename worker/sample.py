@@ -21,7 +21,7 @@ from worker.loading import LoadedModel
 from worker.looking import looking
 from worker.prompts import Conditioning
 from worker.schedulers import Plan
-from worker.walks import Walk, take_steps
+from worker.walks import FULL, Walk, take_steps
 
 PIXEL_MAX = 255.0
 
@@ -252,7 +252,7 @@ def predict_noise(samples: Sequence[Sample]) -> list[torch.Tensor]:
     guided = [(sample, sample.unconditional) for sample in samples if sample.unconditional is not None]
     rows = [sample for sample, _ in guided] + list(samples)
     conditioning = [unconditional for _, unconditional in guided] + [sample.conditioning for sample in samples]
-    timesteps = torch.tensor([sample.unet_timesteps[sample.index] for sample in rows])
+    timesteps = torch.tensor([sample.unet_timesteps[sample.index] for sample in rows], dtype=FULL)
     with _shown([sample for sample, _ in guided], samples) as unet:
         noise: torch.Tensor = unet(
             torch.cat([inputs[sample] for sample in rows]),

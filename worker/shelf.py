@@ -12,11 +12,17 @@ from typing import Any, Protocol
 
 import structlog
 
+from worker.errors import JobFailed, WorkerUnfit
+
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.2
 
 Check = Callable[[], None]
+
+
+class _LoaderLeft(Exception):
+    """The job that loaded it has ended."""
 
 
 class Sized(Protocol):
@@ -52,30 +58,44 @@ class Shelf:
     def hold(self, key: Hashable, load: Callable[[], Sized], check: Check) -> Iterator[Any]:
         """The thing, loaded in this thread or another, and kept meanwhile.
 
-        Blocks while it loads elsewhere; `check` is called again and again then, and may raise to leave. Raises what
-        `load` raises; the next one tries again.
+        Blocks while it loads elsewhere; `check` is called again and again then, and may raise to leave: so may
+        `load`, and another of those who wait loads it. Raises what else `load` raises; the next one tries again.
         """
+        while True:
+            place, is_first = self._enter(key)
+            try:
+                if is_first:
+                    self._fill(key, place, load)
+                try:
+                    thing = _wait_for(place.loaded, check)
+                except _LoaderLeft:
+                    continue
+                yield thing
+                return
+            finally:
+                with self._changed:
+                    place.holders -= 1
+                    self._make_room()
+
+    def _enter(self, key: Hashable) -> tuple[_Place, bool]:
+        """The key's place, and whether it is a new one."""
         with self._changed:
-            place = self._places.get(key)
-            is_first = place is None
-            place = self._places.setdefault(key, _Place()) if place is None else place
+            is_first = key not in self._places
+            place = self._places.setdefault(key, _Place())
             place.holders += 1
             self._places.move_to_end(key)
-        try:
-            if is_first:
-                self._fill(key, place, load)
-            yield _wait_for(place.loaded, check)
-        finally:
-            with self._changed:
-                place.holders -= 1
-                self._make_room()
+            return place, is_first
 
     def _fill(self, key: Hashable, place: _Place, load: Callable[[], Sized]) -> None:
         try:
             thing = load()
-        except BaseException as error:  # noqa: BLE001  # whatever it is, all who wait must hear of it
+        except BaseException as error:
             with self._changed:
                 del self._places[key]
+            # Whatever it is, all who wait must hear of it; but that this job ends is no fault of what it loads.
+            if isinstance(error, JobFailed | WorkerUnfit):
+                place.loaded.set_exception(_LoaderLeft())
+                raise
             place.loaded.set_exception(error)
             return
         with self._changed:

@@ -29,13 +29,15 @@ FIRST_REMEMBERED = 3
 # Of the noise's weight: below that it is rounding.
 SMALLEST_WEIGHT = 1e-9
 PROBE_SHAPE = (1, 1, 1, NUM_COLUMNS + NUM_EMPTY + NUM_CHECKS)
+# Said wherever numbers are made: while a library loads a model, the type of that is the default of all threads.
+FULL = torch.float32
 
 
 def _columns() -> torch.Tensor:
     """(NUM_COLUMNS, *PROBE_SHAPE): ONE for one of them each, 0 for the others and where empty, and random checks."""
-    columns = torch.zeros((NUM_COLUMNS, *PROBE_SHAPE[1:]))
-    columns[..., :NUM_COLUMNS] = ONE * torch.eye(NUM_COLUMNS)[:, None, None]
-    checks = torch.randn((NUM_COLUMNS, NUM_CHECKS), generator=torch.Generator("cpu").manual_seed(0))
+    columns = torch.zeros((NUM_COLUMNS, *PROBE_SHAPE[1:]), dtype=FULL)
+    columns[..., :NUM_COLUMNS] = ONE * torch.eye(NUM_COLUMNS, dtype=FULL)[:, None, None]
+    checks = torch.randn((NUM_COLUMNS, NUM_CHECKS), generator=torch.Generator("cpu").manual_seed(0), dtype=FULL)
     columns[..., -NUM_CHECKS:] = CHECK_SCALE * checks[:, None, None]
     return columns[:, None]
 
@@ -87,7 +89,8 @@ def find_walk(
         mixed = probe.add_noise(picture, noise, timesteps[index : index + 1]).flatten() / ONE
         levels.append((float(mixed[0]), float(mixed[1])))
         scales.append(float(probe.scale_model_input(picture, timestep).flatten()[0]) / ONE)
-        step = _probe_step(probe, timestep, arguments, generator)
+        # Not as a tensor: what LCM makes of one is of the default type.
+        step = _probe_step(probe, timestep.item(), arguments, generator)
         if step is None:
             return None
         steps.append(step)
@@ -98,7 +101,7 @@ def find_walk(
         timesteps=timesteps,
         weights=_needed_weights(steps),
         draws=tuple(step.draws for step in steps),
-        draw_dtype=torch.float32 if in_full else None,
+        draw_dtype=FULL if in_full else None,
         input_scales=tuple(scales),
         levels=tuple(levels),
     )
@@ -122,7 +125,7 @@ def take_steps(
     weights = torch.stack([walk.weights[index] for walk, index in zip(walks, indexes, strict=True)])
     rows = [latents, predictions]
     if any(each is not None for each in noise):
-        nothing = torch.zeros((1, *latents.shape[1:]))
+        nothing = torch.zeros((1, *latents.shape[1:]), dtype=FULL)
         drawn = torch.cat([nothing if each is None else each.float() for each in noise])
         rows.append(drawn.to(latents.device))
     else:
@@ -154,7 +157,9 @@ def _probe_step(
     latents, prediction = _COLUMNS[0].clone(), _COLUMNS[1].clone()
     made = [scheduler.step(prediction, timestep, latents, **arguments, return_dict=False)[0]]
     draws = not torch.equal(state, generator.get_state())
-    noise = torch.randn(PROBE_SHAPE, generator=_generator_at(state)) if draws else torch.zeros(PROBE_SHAPE)
+    noise = torch.zeros(PROBE_SHAPE, dtype=FULL)
+    if draws:
+        noise = torch.randn(PROBE_SHAPE, generator=_generator_at(state), dtype=FULL)
     after = _places(scheduler)
     made += [_remembered(scheduler, place) for place in after]
     columns = _COLUMNS[: 2 + len(before)].flatten(1)
@@ -172,7 +177,7 @@ def _weights_of(made: torch.Tensor, columns: torch.Tensor, noise: torch.Tensor) 
     """What each of `made` was made with, of the columns and the noise; None where that does not explain it."""
     empty, checked = slice(NUM_COLUMNS, NUM_COLUMNS + NUM_EMPTY), slice(-NUM_CHECKS, None)
     drawn = noise[empty] @ noise[empty]
-    of_noise = (made[:, empty] @ noise[empty] / drawn if drawn else torch.zeros(len(made)))[:, None]
+    of_noise = (made[:, empty] @ noise[empty] / drawn if drawn else made.new_zeros(len(made)))[:, None]
     of_columns = (made - of_noise * noise)[:, : len(columns)] / ONE
     weights = torch.cat([of_columns[:, :NOISE], of_noise, of_columns[:, NOISE:]], dim=1)
     weights = torch.where(weights.abs() < SMALLEST_WEIGHT * of_noise.abs(), 0.0, weights)
@@ -190,7 +195,7 @@ def _needed_weights(steps: Sequence[_Step]) -> torch.Tensor:
         used = rows[:, FIRST_REMEMBERED:].abs().sum(0)
         needed.insert(0, [number for number in range(len(step.before)) if used[number] > 0])
     most = max(len(each) for each in needed)
-    weights = torch.zeros(len(steps), 1 + most, FIRST_REMEMBERED + most)
+    weights = torch.zeros((len(steps), 1 + most, FIRST_REMEMBERED + most), dtype=FULL)
     for index, step in enumerate(steps):
         rows = torch.tensor([0, *(1 + each for each in needed[index + 1])])
         columns = torch.tensor([*range(FIRST_REMEMBERED), *(FIRST_REMEMBERED + each for each in needed[index])])

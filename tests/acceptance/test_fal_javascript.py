@@ -22,6 +22,7 @@ from tests.service import Service
 PACKAGE = "@fal-ai/client@1.10.1"
 SCRIPT = Path(__file__).parent.parent / "javascript" / "fal.mjs"
 STEPS = 60
+MAX_PREVIEW_CHARS = 50_000 * 4 // 3
 MULTIPART_BYTES = 91 * 1024**2
 INSTALL_SECONDS, RUN_SECONDS = 120, 60
 
@@ -101,9 +102,12 @@ def test_run_waits_for_the_output(scenario: Scenario) -> None:
 
 def test_stream_brings_every_step_and_then_the_output(scenario: Scenario) -> None:
     seen = scenario("stream")
-    steps = [{"step": step, "num_steps": STEPS} for step in range(1, STEPS + 1)]
-    assert seen["events"][:-1] == steps
-    assert seen["events"][-1] == seen["done"]
+    *steps, last = seen["events"]
+    assert [(event["step"], event["num_steps"]) for event in steps] == [(n, STEPS) for n in range(1, STEPS + 1)]
+    previews = [image["url"] for event in steps for image in event.get("images", ())]
+    assert previews
+    assert all(url.startswith("data:image/jpeg;base64,") and len(url) < MAX_PREVIEW_CHARS for url in previews)
+    assert last == seen["done"]
     assert seen["done"]["image"]["width"] == SIDE
     assert seen["requestId"]
 

@@ -257,7 +257,7 @@ def test_a_wrong_key_is_raised_by_the_client(modelslab: ModuleType, service: Ser
 
 def test_what_is_refused_is_raised_with_the_field(modelslab: ModuleType, service: Service) -> None:
     api = apis(modelslab, a_client(modelslab, service))["community"]
-    with pytest.raises(Exception, match=r"status code 400.*lora_model is not supported yet"):
+    with pytest.raises(Exception, match=r"status code 400.*lora_model not found: a"):
         api.inpainting(a_schema(modelslab, "community", lora_model="a,b"))
 
 

@@ -128,6 +128,25 @@ def test_addons_are_added_each_to_its_section_and_listed_and_checked(home: Path,
     assert "the models file says that it is of family sd" in command("check", "ink", code=1)
 
 
+def test_a_file_in_the_hubs_own_cache_is_named_by_its_name_there(home: Path, command: Command) -> None:
+    """The cache keeps files under their hashes; the names are links to them."""
+    blob = write_lora(home / "blobs" / "0a1b2c")
+    link = home / "snapshots" / "Ink.safetensors"
+    link.parent.mkdir()
+    link.symlink_to(blob)
+    assert command("add", link).startswith("ink is a LoRA")
+    assert [each.path for each in catalog(home).addons.loras] == [link]
+    assert "sha256" in command("check", "ink")
+
+
+def test_a_name_that_is_no_text_is_refused_and_nothing_lies_about(home: Path, command: Command) -> None:
+    lora = write_lora(home / os.fsdecode(b"ink-\xff.safetensors"))
+    assert "no text in UTF-8" in command("add", lora, code=1)
+    assert {path.suffix for path in home.iterdir()} == {".safetensors"}
+    (home / "models.toml").write_bytes(b'default = "\xff"')
+    assert "is not TOML" in command("list", code=1)
+
+
 def test_a_safety_checker_is_added_once(home: Path, command: Command) -> None:
     folder = home / "checker"
     folder.mkdir()

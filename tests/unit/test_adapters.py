@@ -213,6 +213,34 @@ def with_unreadable_alphas(path: Path, lora: Path) -> Path:
     return path
 
 
+def noting(**notes: object) -> Callable[[Path, Path], Path]:
+    def make(path: Path, lora: Path) -> Path:
+        named = {f"unet.{key}": value for key, value in notes.items()}
+        save_file(load_file(lora), path, metadata={"lora_adapter_metadata": json.dumps(named)})
+        return path
+
+    make.__name__ = f"noting_{','.join(notes)}_{str(notes)[-20:]}"
+    return make
+
+
+def with_deep_notes(path: Path, lora: Path) -> Path:
+    save_file(load_file(lora), path, metadata={"lora_adapter_metadata": "[" * 100_000})
+    return path
+
+
+def without_rank(path: Path, lora: Path) -> Path:
+    empty = {
+        name: (tensor[:0] if "lora_A" in name else tensor[:, :0]).clone() for name, tensor in load_file(lora).items()
+    }
+    save_file(empty, path)
+    return path
+
+
+def of_no_numbers(path: Path, lora: Path) -> Path:
+    save_file({name: tensor * float("nan") for name, tensor in load_file(lora).items()}, path)
+    return path
+
+
 BAD_LORAS = {
     pickled: "is a pickle",
     pickled_under_another_name: "no whole safetensors file",
@@ -225,6 +253,13 @@ BAD_LORAS = {
     of_integers: "a kind that is not supported",
     of_another_method: "is a DoRA",
     with_unreadable_alphas: "alphas cannot be read",
+    noting(alpha_pattern={r"(([a-z]|_|[0-9]|\.)+)+!": 1}): "alphas cannot be read",  # of hours of work
+    noting(alpha_pattern=[1]): "alphas cannot be read",
+    noting(lora_alpha=10**400): "alphas cannot be read",
+    noting(lora_alpha=float("nan")): "alphas cannot be read",
+    without_rank: "alphas cannot be read",
+    with_deep_notes: "no whole safetensors file",
+    of_no_numbers: "no numbers",
 }
 
 
@@ -451,6 +486,37 @@ def test_a_job_may_leave_while_another_loads_and_a_failed_load_is_tried_again() 
             first.result(WAIT_SECONDS)
     with shelf.hold("a", lambda: Thing(3), unhurried) as thing:
         assert thing == Thing(3)
+
+
+def test_a_job_that_leaves_while_it_loads_takes_none_of_those_with_it_who_wait_for_the_same() -> None:
+    shelf, entered, may_leave = Shelf(100), threading.Event(), threading.Event()
+    asked = [threading.Event() for _ in range(2)]
+
+    def load_and_leave() -> Thing:
+        entered.set()
+        assert may_leave.wait(WAIT_SECONDS)
+        raise Cancelled
+
+    def take(has_asked: threading.Event) -> Thing:
+        # Asked for the first time when it waits already.
+        with shelf.hold("a", lambda: Thing(3), has_asked.set) as thing:
+            taken: Thing = thing
+            return taken
+
+    def leave() -> None:
+        with shelf.hold("a", load_and_leave, unhurried):
+            pytest.fail("nothing to hold")
+
+    with ThreadPoolExecutor(3) as threads:
+        leaving = threads.submit(leave)
+        assert entered.wait(WAIT_SECONDS)
+        others = [threads.submit(take, each) for each in asked]
+        assert all(each.wait(WAIT_SECONDS) for each in asked)
+        may_leave.set()
+        with pytest.raises(Cancelled):
+            leaving.result(WAIT_SECONDS)
+        assert [other.result(WAIT_SECONDS) for other in others] == [Thing(3)] * 2
+    assert shelf.loads == 1
 
 
 def test_reading_a_lora_does_not_hold_the_painting_of_others_up(

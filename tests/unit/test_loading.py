@@ -22,9 +22,11 @@ from tests.painting import LIBRARY_WARNINGS, load_on_cpu, make_painting, running
 from tests.single_file import write_single_file
 from tests.tiny_models import make_tiny_model, tiny_entry
 from worker import checkpoints
+from worker.checking import check_model
 from worker.errors import ModelUnavailable
-from worker.loading import load_model
+from worker.loading import LOADING, load_model
 from worker.model_files import BadModelFiles, count_weights, find_files
+from worker.settings import WorkerSettings
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -50,6 +52,15 @@ def test_a_folder_is_loaded_with_every_weight(folder: Path) -> None:
     loaded = sum(weights.numel() for part in parts for weights in part.parameters())
     assert count_weights(find_files(Folder(folder))) == loaded
     assert not any(part.training for part in parts)
+
+
+def test_a_worker_loads_models_while_no_library_builds_anything_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr("worker.loading.quieten_libraries", lambda: held.append(LOADING.locked()))
+    check_model(tiny_entry("tiny", folder), WorkerSettings(torch_threads=1))
+    assert held[-1]
 
 
 def test_a_single_file_gives_the_picture_of_its_folder(original: Path, tmp_path: Path) -> None:

@@ -124,6 +124,42 @@ def test_pickles_and_files_cut_short_are_never_opened(tmp_path: Path) -> None:
             recognise(tmp_path / "odd.safetensors")
 
 
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+SOUND = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+
+
+def write_header(folder: Path, header: dict[str, Any]) -> Path:
+    text = json.dumps(header).encode()
+    path = folder / "odd.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    return path
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": SOUND, "__metadata__": ["a"]},
+        {"a": SOUND, "__metadata__": 5},
+        {"a": SOUND | {"shape": [1e999]}},
+        {"a": SOUND | {"data_offsets": [0, 1e999]}},
+        {"a": SOUND | {"shape": [10**30, 2]}},
+        {"a": SOUND | {"shape": [-2, -2]}},
+    ],
+    ids=str,
+)
+def test_a_header_that_nobody_would_write_is_refused(tmp_path: Path, header: dict[str, Any]) -> None:
+    with pytest.raises(BadModelFiles, match="is no safetensors file"):
+        recognise(write_header(tmp_path, header))
+
+
+def test_weights_of_odd_forms_are_no_models(tmp_path: Path) -> None:
+    parts = ("first_stage_model.x", "cond_stage_model.transformer.x")
+    with pytest.raises(BadModelFiles, match="no convolution"):
+        recognise(write_header(tmp_path, dict.fromkeys((FIRST, *parts), SOUND | {"shape": [4]})))
+    names = ("image_proj.latents", "ip_adapter.1.to_k_ip.weight")
+    assert recognise(write_header(tmp_path, dict.fromkeys(names, SOUND | {"shape": []}))).family is None
+
+
 def test_folders_are_models_vaes_checkers_or_nothing(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path, family="sdxl", channels=4, prediction_type="v_prediction")
     found = recognise(model)

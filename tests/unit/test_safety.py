@@ -18,9 +18,11 @@ from structlog.testing import capture_logs
 
 from storage.job import SafetyAction
 from tests.tiny_checkers import ALWAYS, NEVER, make_tiny_checker, tiny_processor
+from worker import safety as module
 from worker.errors import OutOfMemory, SafetyCheckerUnavailable
 from worker.hiding import hidden
-from worker.safety import MAX_SQUARES, Safety, squares
+from worker.loading import LOADING
+from worker.safety import MAX_SQUARES, LoadedChecker, Safety, squares
 
 Outcome = TypeVar("Outcome")
 WEIGHTS = "model.safetensors"
@@ -120,6 +122,20 @@ def test_it_is_loaded_once_for_all_threads_and_said_so(tmp_path: Path) -> None:
         list(pool.map(lambda _: ours.prepare(SafetyAction.BLUR), range(16)))
     assert [each["event"] for each in logs] == ["safety_checker_loaded"]
     assert logs[0]["weight_bytes"] > 10_000
+
+
+def test_it_is_not_loaded_beside_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    load = module.load_checker
+
+    def load_and_look(folder: Path, device: torch.device) -> LoadedChecker:
+        held.append(LOADING.locked())
+        return load(folder, device)
+
+    monkeypatch.setattr(module, "load_checker", load_and_look)
+    safety(make_tiny_checker(tmp_path)).prepare(SafetyAction.BLUR)
+    assert held == [True]
+    assert not LOADING.locked()
 
 
 def test_files_of_older_libraries_are_read(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,8 @@ from tests.studio import folder, loaded
 from tests.unit.test_schedulers import CONFIG as STOCK_CONFIG
 from worker.loading import LoadedModel
 from worker.preparing import begin_samples
-from worker.sample import Sample, advance_together
+from worker.prompts import PromptEncoder
+from worker.sample import Sample, advance_together, predict_noise
 from worker.schedulers import Plan, Schedulers, make_scheduler, plan_timesteps, step_arguments
 from worker.walks import Walk, find_walk, take_steps
 
@@ -194,3 +195,46 @@ def test_a_walk_is_found_once_for_each_plan_and_the_oldest_are_forgotten(monkeyp
     walks = [schedulers.begin(plan)[2] for plan in plans]
     assert schedulers.begin(plans[2])[2] is walks[2]
     assert schedulers.begin(plans[0])[2] is not walks[0]
+
+
+@pytest.fixture
+def half_by_default() -> Iterator[None]:
+    """As it is for all threads while a library loads a model in half precision."""
+    torch.set_default_dtype(torch.float16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_walk_found_while_a_model_is_loaded_is_no_other(name: str, request: pytest.FixtureRequest) -> None:
+    plan = Plan(name, SCHEDULERS[name].honours_karras, None, 6, 0.8)
+    expected = walk_of(*set_up(plan))
+    request.getfixturevalue("half_by_default")
+    found = walk_of(*set_up(plan))
+    assert expected is not None
+    assert found is not None
+    assert torch.equal(found.weights, expected.weights)
+    assert found.levels == expected.levels
+
+
+def test_a_picture_painted_while_a_model_is_loaded_is_no_other(
+    loaded: LoadedModel, request: pytest.FixtureRequest
+) -> None:
+    # Its timesteps are no whole numbers, and half precision does not know these weights.
+    painting = make_painting(
+        prompt="a (red:1.3) cat", scheduler="EulerAncestralDiscreteScheduler", num_inference_steps=7
+    )
+    forgetful = dataclasses.replace(loaded, prompts=PromptEncoder(loaded.prompts.towers, cache_entries=0))
+
+    def paint() -> torch.Tensor:
+        with torch.inference_mode():
+            [sample] = begin_samples(forgetful, painting)
+            while not sample.finished:
+                advance_together([sample], predict_noise([sample]))
+            return sample.latents
+
+    expected = paint()
+    request.getfixturevalue("half_by_default")
+    assert torch.equal(paint(), expected)
