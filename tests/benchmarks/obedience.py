@@ -35,7 +35,7 @@ from worker.builtin.train.__main__ import TRIAL_SEED
 from worker.builtin.train.drawing import Place
 from worker.builtin.train.judging import colour_share
 from worker.builtin.train.palette import COLOURS
-from worker.builtin.train.shapes import draw_shape
+from worker.builtin.train.shapes import SHAPES, draw_shape
 from worker.builtin.train.trials import GRID_PROMPTS, Wish, judge, make_wishes, masked_part, trial_canvas, write_grid
 from worker.engine import Engine
 from worker.framing import frame_for
@@ -116,7 +116,8 @@ def held_out_wishes(count: int) -> list[Wish]:
 
 def obedience(studio: Studio, count: int) -> Iterator[Row]:
     wishes = held_out_wishes(count)
-    seen = judge(wishes, studio.parts(Prompt(wish.prompt, wish.seed) for wish in wishes))
+    parts = studio.parts(Prompt(wish.prompt, wish.seed) for wish in wishes)
+    seen = judge(wishes, parts)
     for what, share, aim in (
         ("colour of the figure", seen.colour, COLOUR_AIM),
         ("colour of the background", seen.background, BACKGROUND_AIM),
@@ -130,6 +131,16 @@ def obedience(studio: Studio, count: int) -> Iterator[Row]:
             met=share >= aim,
             values={"share": share},
         )
+    by_shape = {
+        shape: judge(*zip(*(pair for pair in zip(wishes, parts, strict=True) if pair[0].shape == shape), strict=True))
+        for shape in SHAPES
+    }
+    yield Row(
+        part="obeys",
+        measured="shape by shape",
+        figure=", ".join(f"{shape} {each.shape:.2f}" for shape, each in by_shape.items()),
+        values={shape: each.shape for shape, each in by_shape.items()},
+    )
 
 
 def negatives(studio: Studio, seeds: Sequence[int]) -> Iterator[Row]:
@@ -146,7 +157,7 @@ def negatives(studio: Studio, seeds: Sequence[int]) -> Iterator[Row]:
             figure=f"{100 * within:.2f} %",
             control=f"{100 * without:.2f} %",
             aim="less",
-            met=within < without,
+            met=within < without if without else None,
             values={"with": within, "without": without},
         )
 

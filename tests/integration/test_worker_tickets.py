@@ -92,10 +92,10 @@ def test_a_larger_result_is_worked_around_its_mask_and_keeps_the_scaled_picture(
     work_off_ticket(scene.workshop())
     (painting,) = scene.engine.paintings
     scaled = scale_picture(a_picture(), 300, 200)
-    assert np.array_equal(painting.picture, scaled[11:139, 48:176])
-    assert painting.mask.shape == (128, 128)
+    assert np.array_equal(painting.picture, scaled[:160, 32:192])
+    assert painting.mask.shape == (160, 160)
     notes = scene.job(job).notes
-    assert (notes["worked_size"], notes["worked_box"]) == ([128, 128], [48, 11, 128, 128])
+    assert (notes["worked_size"], notes["worked_box"]) == ([160, 160], [32, 0, 160, 160])
     kept = np.ones((200, 300), bool)
     kept[50:100, 75:150] = False
     assert np.array_equal(scene.result(job)[kept], scaled[kept])
@@ -180,7 +180,7 @@ def test_a_black_painting_mask_means_the_opposite(scene: Scene) -> None:
 def test_the_run_time_of_a_success_is_remembered_for_its_worked_size(scene: Scene) -> None:
     scene.submit(width=512, height=512)
     work_off_ticket(scene.workshop())
-    assert scene.jobs.runtimes("doodle")[128, 128].jobs == 1
+    assert scene.jobs.runtimes("doodle")[160, 160].jobs == 1
 
 
 def test_a_ticket_too_many_finds_nothing(scene: Scene) -> None:

@@ -90,10 +90,10 @@ def test_a_missing_models_file_is_named(tmp_path: Path) -> None:
     ("size", "worked"),
     [
         ((128, 128), (128, 128)),
-        ((512, 512), (128, 128)),
-        ((512, 256), (128, 64)),
+        ((512, 512), (160, 160)),
+        ((512, 256), (160, 80)),
         ((100, 72), (104, 72)),
-        ((1024, 64), (128, 64)),
+        ((1024, 64), (160, 64)),
     ],
 )
 def test_the_model_works_at_the_nearest_size_it_supports(size: tuple[int, int], worked: tuple[int, int]) -> None:
