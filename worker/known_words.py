@@ -16,10 +16,11 @@ MAX_NAMED_CHARS = 40
 _WORD = re.compile(r"[^\W\d_]+")
 
 
-def unknown_words(entry: ModelEntry, texts: Iterable[str]) -> list[str]:
+def unknown_words(entry: ModelEntry, texts: Iterable[str], taught: Iterable[str] = ()) -> list[str]:
     """The words of the texts that the model has no idea of, in their order, each once; at most 20.
 
-    None for a model without a list: large ones have seen every word.
+    None for a model without a list: large ones have seen every word. `taught`: the tokens of the job's textual
+    inversions.
     """
     if isinstance(entry.source, NoWeights):
         return []
@@ -27,9 +28,13 @@ def unknown_words(entry: ModelEntry, texts: Iterable[str]) -> list[str]:
     file = None if root is None else root / WORDS_FILE
     if file is None or not file.is_file():
         return []
-    known = _read_words(file)
-    said = dict.fromkeys(word for text in texts for word in _WORD.findall(text.lower()))
+    known = _read_words(file) | set(_words(taught))
+    said = dict.fromkeys(_words(texts))
     return [word[:MAX_NAMED_CHARS] for word in said if word not in known][:MAX_NAMED]
+
+
+def _words(texts: Iterable[str]) -> list[str]:
+    return [word for text in texts for word in _WORD.findall(text.lower())]
 
 
 @functools.lru_cache(maxsize=16)

@@ -175,7 +175,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
         raise ModelUnavailable(f"There is no model {job.model} here any more.")
     frame = frame_for(inputs.mask, entry)
     notes: dict[str, Any] = {"model": job.model, "worked_size": list(frame.worked_size)}
-    if unknown := unknown_words(entry, [job.prompt, *(each.text for each in job.weighted_prompts)]):
+    if unknown := _unknown_words(workshop, job, entry):
         notes["unknown_words"] = unknown
     evaluations = 0
     if is_empty(inputs.mask):
@@ -197,6 +197,11 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
     notes |= {"unet_evaluations": evaluations * job.num_images, "seconds": round(claim.seconds, 3)}
     nsfw = any(image.nsfw for image in images)
     return job.succeeded(tuple(images), at=claim.now, num_steps=evaluations, nsfw=nsfw, notes=notes)
+
+
+def _unknown_words(workshop: Workshop, job: InpaintJob, entry: ModelEntry) -> list[str]:
+    tokens = [each.token for each in find_embeddings(workshop.catalog.addons, job.embeddings)]
+    return unknown_words(entry, [job.prompt, *(each.text for each in job.weighted_prompts)], taught=tokens)
 
 
 def _repainted(

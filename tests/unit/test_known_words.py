@@ -19,6 +19,10 @@ def test_the_doodle_knows_its_world_and_names_the_rest_once_in_order() -> None:
     assert unknown_words(DOODLE, ["a red fox", "a 3d café"]) == ["fox", "d", "café"]
 
 
+def test_the_words_of_textual_inversions_are_known_to_the_job() -> None:
+    assert unknown_words(DOODLE, ["a zebra, EasyNegative"], taught=["easynegative"]) == ["zebra"]
+
+
 def test_a_model_without_a_list_of_words_has_seen_them_all(tmp_path: Path) -> None:
     entry = dataclasses.replace(DOODLE, source=Folder(tmp_path))
     assert unknown_words(entry, ["a zebra"]) == []
