@@ -120,7 +120,10 @@ def _explained() -> Iterator[None]:
     except UnknownKey as error:
         problem = f"There is no live key with the id {error}."
     except StorageUnavailable as error:
-        problem = f"Redis does not answer (REDIS_URL): {error}"
+        problem = (
+            f"Redis does not answer: {error}\n"
+            "It is looked for at REDIS_URL, or where deploy/up keeps its state: was it started with another STATE_DIR?"
+        )
     except OSError as error:
         problem = f"The file cannot be written: {error}"
     if problem is not None:

@@ -8,6 +8,7 @@ from storage.job import InpaintJob, MaskedAreaInit
 from storage.model_catalog import ModelEntry
 
 FULL_STRENGTH = 1.0
+WEIGHTLESS = "weightless"
 
 
 def needs_prompt(entry: ModelEntry | None) -> bool:
@@ -32,4 +33,5 @@ def settled(job: InpaintJob, entry: ModelEntry) -> InpaintJob:
         scheduler=entry.scheduler,
         use_karras_sigmas=False,
         algorithm_type=None,
+        wire={**job.wire, WEIGHTLESS: True},
     )

@@ -18,7 +18,7 @@ from api.dialects.family_safety import safety_of
 from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
 from api.fields import is_blank, read_fields
-from api.weightless import needs_prompt, settled
+from api.weightless import WEIGHTLESS, needs_prompt, settled
 from storage.job import Failure, InpaintJob, JobStatus, SafetyAction
 from storage.model_catalog import ModelCatalog, ModelEntry
 
@@ -28,6 +28,8 @@ PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
 # What the worker notes beside the pictures, where there is something to say.
 SHOWN_NOTES = ("mask_empty", "worked_size", "worked_box", "unknown_words")
+# What a model without weights does nothing with: its meta has no value to show.
+MEANT_FOR_WEIGHTS = ("steps", "guidance_scale", "strength", "scheduler")
 PROCESSING_TIP = "The image is being made: get it from fetch_result, or wait for your webhook."
 
 
@@ -65,8 +67,9 @@ class Circumstances:
 def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstances, *, dialect: str) -> InpaintJob:
     """The job that a body of read_body asks for; its pictures are still as the client gave them.
 
-    Raises InvalidFields with every problem found, and UnknownModel.
+    Raises UnknownModel, or InvalidFields with every problem found.
     """
+    _expect_known(body.get("model_id"), circumstances.catalog)
     asked = _read(body, variant.body, circumstances)
     entry = _model(asked.model_id, circumstances.catalog)
     sampling = sampling_of(asked, entry, karras_by_default=variant.karras_by_default)
@@ -151,6 +154,12 @@ def _read(body: Mapping[str, Any], model: type[InpaintBody], circumstances: Circ
     return asked
 
 
+def _expect_known(name: Any, catalog: ModelCatalog) -> None:
+    """Before anything else is said of a body, since what else it needs depends on its model."""
+    if isinstance(name, str) and not is_blank(name):
+        _model(name.strip(), catalog)
+
+
 def _named(name: Any, catalog: ModelCatalog) -> ModelEntry | None:
     """The model of a body that is not read yet."""
     if is_blank(name):
@@ -202,6 +211,8 @@ def paint_seconds(job: InpaintJob) -> float:
 def meta(job: InpaintJob, variant: Variant) -> dict[str, Any]:
     """What was asked, after defaults, as flat values: "yes" and "no" for flags, the real seed and steps."""
     values = _meta_values(job)
+    if job.wire.get(WEIGHTLESS):
+        values |= dict.fromkeys(MEANT_FOR_WEIGHTS)
     shown = {name: values[name] for name in variant.meta_names}
     shown["ignored"] = list(job.wire.get("ignored", ()))
     shown |= {name: job.wire[name] for name in ("scheduler_asked",) if name in job.wire}

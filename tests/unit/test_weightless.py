@@ -18,7 +18,7 @@ from api.dialects.modelslab import COMMUNITY, REALTIME
 from api.dialects.stability import parse as stability_parse
 from api.dialects.stability.proto import generation_pb2 as wire
 from api.dialects.stable_diffusion_v3 import INPAINT
-from api.errors import InvalidFields
+from api.errors import InvalidFields, UnknownModel
 from storage.job import InpaintJob, JobStatus
 from storage.model_catalog import BadModelsFile, ModelCatalog, NoWeights, load_catalog
 from storage.settings import StorageSettings
@@ -118,10 +118,21 @@ def test_the_familys_meta_names_what_had_no_effect(catalog: ModelCatalog) -> Non
     job = of_family(catalog, model_id="remove", seed=3, samples=2, **given)
     shown = meta(job, REALTIME)
     assert sorted(shown["ignored"]) == sorted(given)
-    assert (shown["steps"], shown["strength"], shown["seed"], job.num_images) == (4, 1.0, 3, 2)
+    assert (shown["seed"], job.num_images) == (3, 2)
+    assert [shown[name] for name in ("steps", "guidance_scale", "strength", "scheduler")] == [None] * 4
+    painted = meta(of_family(catalog, prompt="a cat"), REALTIME)
+    assert all(painted[name] is not None for name in ("steps", "guidance_scale", "strength", "scheduler"))
     assert (job.scheduler, job.algorithm_type, job.use_karras_sigmas) == ("DDIMScheduler", None, False)
     assert meta(of_family(catalog, model_id="remove", negative_prompt=""), REALTIME)["ignored"] == []
     assert meta(of_family(catalog, model_id="doodle", **given), REALTIME)["ignored"] == ["algorithm_type"]
+
+
+def test_an_unknown_model_is_named_before_the_prompt_that_it_may_not_need(catalog: ModelCatalog) -> None:
+    for variant, _ in FAMILY:
+        with pytest.raises(UnknownModel):
+            of_family(catalog, variant, model_id="removes")
+    with pytest.raises(InvalidFields):
+        of_family(catalog, model_id="doodle")
 
 
 @pytest.mark.parametrize("prompt", [{}, {"prompt": ""}, {"prompt": None}])
