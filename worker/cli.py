@@ -19,7 +19,7 @@ from worker.headers import BadModelFiles
 from worker.model_files import find_files
 from worker.pulling import PullFailed, family_on_hub
 from worker.pulling import pull as pull_from_hub
-from worker.recognising import FAMILY_NAMES, Found, recognise
+from worker.recognising import FAMILY_NAMES, Found, of_family, recognise
 from worker.settings import MEBIBYTE, worker_settings
 
 models = typer.Typer(no_args_is_help=True, help="The models file: models, and what goes onto them.")
@@ -41,22 +41,33 @@ Text = str | None
 
 
 @models.command("list")
-def list_models() -> None:
+def list_models(
+    aliases: Annotated[bool, typer.Option("--aliases", help="Their other names too.")] = False,
+) -> None:
     """Show every model and add-on, and whether its files are here."""
     catalog = _catalog()
-    table = Table(Column("id", overflow="fold"), Column("aliases", overflow="fold"), "family", "size", "from", "here")
+    table = Table(Column("id", overflow="fold"), "family", "size", "from", "here")
     for entry in catalog.entries:
         marked = f"{entry.id} (default)" if entry is catalog.default else entry.id
         sizes = f"{entry.native_size} ({entry.min_size}-{entry.max_size})"
-        table.add_row(marked, "\n".join(entry.aliases), entry.family, sizes, _origin(entry), _presence(entry))
+        table.add_row(marked, entry.family, sizes, _origin(entry), _presence(entry))
     console.print(table)
-    addons = Table("kind", Column("id", overflow="fold"), Column("aliases", overflow="fold"), "family", "here")
+    addons = Table("kind", Column("id", overflow="fold"), "family", "here")
     for section, addon in _addons(catalog.addons):
-        addons.add_row(KINDS[section], addon.id, "\n".join(addon.aliases), addon.family, _addon_presence(addon.path))
+        addons.add_row(KINDS[section], addon.id, addon.family, _addon_presence(addon.path))
     if catalog.addons.safety_checker is not None:
-        addons.add_row(KINDS[CHECKER], CHECKER, "", "", _addon_presence(catalog.addons.safety_checker))
+        addons.add_row(KINDS[CHECKER], CHECKER, "", _addon_presence(catalog.addons.safety_checker))
     if addons.row_count:
         console.print(addons)
+    if aliases:
+        _print_aliases(catalog)
+
+
+def _print_aliases(catalog: ModelCatalog) -> None:
+    everything: list[ModelEntry | Addon] = [*catalog.entries, *(addon for _, addon in _addons(catalog.addons))]
+    for each in everything:
+        if each.aliases:
+            console.print(f"{each.id} is also: {', '.join(each.aliases)}", markup=False)
 
 
 @models.command()
@@ -79,7 +90,7 @@ def add(
     given = {key: value for key, value in options.items() if value is not None}
     try:
         if path.exists():
-            found = recognise(path)
+            found = recognise(path) if family is None else of_family(recognise(path), family)
             values = _values_of(found, family, given, config)
         else:
             found = _on_hub(what, family)
@@ -220,8 +231,13 @@ def _print_hashes(paths: Any) -> None:
 
 
 def _catalog() -> ModelCatalog:
+    settings = storage_settings()
+    file = settings.models_file
+    if file is not None and not file.exists():
+        Console(stderr=True).print(f"{file} is not there yet: only what is built in.", markup=False, soft_wrap=True)
+        settings = settings.model_copy(update={"models_file": None})
     try:
-        return load_catalog(storage_settings())
+        return load_catalog(settings)
     except BadModelsFile as error:
         raise _stop(str(error)) from error
 
@@ -242,7 +258,8 @@ def _addons(addons: Addons) -> Iterator[tuple[str, Addon]]:
 
 
 def _all_names(catalog: ModelCatalog) -> list[str]:
-    return [*(entry.id for entry in catalog.entries), *(addon.id for _, addon in _addons(catalog.addons))]
+    names = [*(entry.id for entry in catalog.entries), *(addon.id for _, addon in _addons(catalog.addons))]
+    return names if catalog.addons.safety_checker is None else [*names, CHECKER]
 
 
 def _origin(entry: ModelEntry) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ OTHER_FAMILIES = {
 IP_ADAPTER_KINDS = {"image_proj.proj.weight": "plain", "image_proj.latents": "plus"}
 MATRIX = 2
 BYTES_PER_PIXEL_SIDE = 8
+UNSEEN = ", for a family that cannot be seen in it"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class Found:
     says: str
     values: dict[str, Any] = field(default_factory=dict)
     """What else the entry should say."""
+
+
+def of_family(found: Found, family: str) -> Found:
+    """The same where its owner says which family a file is for, if that cannot be seen in it."""
+    if UNSEEN not in found.says:
+        return found
+    return replace(found, family=family, says=found.says.replace(UNSEEN, f" for {FAMILY_NAMES.get(family, family)}"))
 
 
 def recognise(path: Path) -> Found:
@@ -223,7 +231,7 @@ def _embedding(path: Path, header: Header) -> Found | None:
 
 
 def _for(family: str | None) -> str:
-    return f" for {FAMILY_NAMES[family]}" if family else ", for a family that cannot be seen in it"
+    return f" for {FAMILY_NAMES[family]}" if family else UNSEEN
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -83,10 +83,10 @@ def serve_hub(server: HTTPServer, folder: Path, extra: dict[str, bytes]) -> list
 
 
 def test_list_shows_every_model_and_whether_it_is_here(models_file: Path) -> None:
-    run = run_models(models_file, "list")
+    run = run_models(models_file, "list", "--aliases")
     assert run.returncode == 0, run.stderr
     assert "doodle (default)" in run.stdout
-    assert "close-by" in run.stdout
+    assert "near is also: close-by" in run.stdout
     assert "hub: someone/something" in run.stdout
     assert "it has not been pulled" in run.stdout
 
@@ -184,3 +184,18 @@ def test_a_repository_of_pickles_is_refused() -> None:
         wanted_files(names)
     halves = [f"{part}/model.fp16.safetensors" for part in ("vae", "unet", "text_encoder")]
     assert wanted_files([*names, *halves]) == ["model_index.json", *halves]
+
+
+def test_before_there_is_a_models_file_the_list_has_what_is_built_in(tmp_path: Path) -> None:
+    done = run_models(tmp_path / "models.toml", "list", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert "is not there yet" in done.stderr
+    assert "doodle (default)" in done.stdout
+    assert "is also" not in done.stdout
+
+
+def test_the_names_there_are_include_a_safety_checker_that_is_configured(models_file: Path) -> None:
+    assert "safety_checker" not in run_models(models_file, "check", "nothing").stderr
+    models_file.write_text(models_file.read_text() + '\n[safety_checker]\nfolder = "checker"\n')
+    done = run_models(models_file, "check", "nothing")
+    assert done.stderr.split("There are:")[1].strip().removesuffix(".").endswith("safety_checker")

@@ -15,7 +15,7 @@ from tests.painting import CPU, LIBRARY_WARNINGS, load_on_cpu
 from tests.tiny_models import make_tiny_model, tiny_entry
 from worker.headers import BadModelFiles
 from worker.lora_files import read_lora
-from worker.recognising import recognise
+from worker.recognising import of_family, recognise
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -57,6 +57,14 @@ def test_an_addon_is_known_by_its_names_and_widths(
     found = recognise(write(tmp_path, names))
     assert (found.section, found.family) == (section, family)
     assert says in found.says
+
+
+def test_a_family_that_is_said_is_not_called_unseen(tmp_path: Path) -> None:
+    found = recognise(write(tmp_path, {f"unet.{DOTTED}.lora_A.weight": (4, 5)}))
+    told = of_family(found, "sd")
+    assert (told.family, told.says) == ("sd", "a LoRA for Stable Diffusion 1 or 2, in diffusers' format")
+    seen = recognise(write(tmp_path, {"emb_params": (3, 768)}))
+    assert of_family(seen, "sdxl") == seen
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ TRIAL_SEED = 20  # the benchmark's wishes have another
 CHANGEABLE: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "batch": int,
+    "vae_joint_steps": int,
+    "vae_decoder_steps": int,
     "learning_rate": float,
     "narrow_share": float,
     "large_size": int,
