@@ -1,4 +1,4 @@
-"""What each dialect does with each parameter, in the README: `python -m deploy.parameter_table`.
+"""What each dialect does with each parameter, in deploy/PARAMETERS.md: `python -m deploy.parameter_table`.
 
 Nothing of it is written down: the dialects' parsers are asked, so the table says what they do.
 """
@@ -20,11 +20,13 @@ from api.styles import STYLES
 from deploy.parameter_probes import (
     ADDON_FAMILIES,
     FAMILIES,
+    HONOURED,
     IGNORED,
     LENIENT_SCHEDULER,
     NO_EFFECT,
     OTHER_PICTURE,
     PICTURE,
+    REFUSED,
     SCHEDULER,
     VARIANTS,
     Asked,
@@ -38,7 +40,7 @@ from deploy.parameter_probes import (
 from storage.job import SafetyAction
 from storage.schedulers import KNOWN_SCHEDULERS, SOLVERS
 
-README = Path(__file__).parent.parent / "README.md"
+DOCUMENT = Path(__file__).parent / "PARAMETERS.md"
 TABLE_BEGIN, TABLE_END = (
     "<!-- parameters: made by python -m deploy.parameter_table -->\n",
     "<!-- end of parameters -->\n",
@@ -46,6 +48,9 @@ TABLE_BEGIN, TABLE_END = (
 NOT_A_WORD = "–"
 FLAG = ("yes", "no")
 COLUMNS = (*VARIANTS, "fal", "Stability")
+WITHOUT_WEIGHTS = tuple(each for each in FAMILIES if each not in ADDON_FAMILIES)
+GROUPED = ("`scheduler`", "sampler")
+NAMES_IN_A_LINE = 4
 # About admission, before anything is read.
 NOT_SHOWN = frozenset({"key"})
 
@@ -328,16 +333,29 @@ def _filled(value: Any, model: str) -> Any:
 # -- the table --------------------------------------------------------------------------------------
 
 
-def rows() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The parameter's name, and a cell for each column."""
+@dataclass(frozen=True)
+class Row:
+    """A parameter's name, what becomes of it in each column, and what becomes of it for a model without weights."""
+
+    name: str
+    cells: tuple[str, ...]
+    weightless: frozenset[str]
+
+    @property
+    def is_idle(self) -> bool:
+        return set(self.cells) <= {NOT_A_WORD, NO_EFFECT, IGNORED}
+
+
+def rows() -> Iterator[Row]:
     for parameter in parameters():
         cells = []
         for column in COLUMNS:
-            found = {model: cell(parameter, column, model) for model in FAMILIES}
+            found = {model: cell(parameter, column, model) for model in ADDON_FAMILIES}
             usual, _ = Counter(found.values()).most_common(1)[0]
             others = [f"{model}: {said}" for model, said in found.items() if said != usual]
             cells.append("; ".join([_with_its_own_word(parameter, column, usual), *others]))
-        yield _name(parameter), tuple(cells)
+        weightless = {cell(parameter, column, model) for column in COLUMNS for model in WITHOUT_WEIGHTS}
+        yield Row(_name(parameter), tuple(cells), frozenset(weightless) - {NOT_A_WORD})
 
 
 def _name(parameter: Parameter) -> str:
@@ -350,27 +368,66 @@ def _with_its_own_word(parameter: Parameter, column: str, text: str) -> str:
 
 
 def table() -> str:
-    """Schedulers, samplers and fields without effect share a row with those of which the same is to be said."""
-    lines: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for name, cells in rows():
-        kind, _, value = name.rpartition(" ")
-        idle = set(cells) <= {NOT_A_WORD, NO_EFFECT, IGNORED}
-        group = kind if kind in ("`scheduler`", "sampler") else "" if idle else name
-        lines.setdefault((group, cells), []).append(value if group == kind and kind else name)
+    """The table, what has no room in it, and what the model without weights makes of each parameter."""
+    all_rows = list(rows())
+    lines, below = _lines([row for row in all_rows if not row.is_idle])
     head = [f"| parameter | {' | '.join(COLUMNS)} |", f"| {' | '.join(['---'] * (1 + len(COLUMNS)))} |"]
-    body = []
-    for (group, cells), names in lines.items():
-        before = "" if group in ("", names[0]) else f"{group}: "
-        body.append(f"| {before}{', '.join(names)} | {' | '.join(cells)} |")
-    return "\n".join([*head, *body]) + "\n"
+    lists = [*below, *_idle(all_rows), *_of_weightless(all_rows)]
+    return "\n".join([*head, *lines, "", *(f"- {each}" for each in lists)]) + "\n"
 
 
-def readme_with_table(readme: str) -> str:
-    """The README with its table of parameters as it should be."""
-    before, _, rest = readme.partition(TABLE_BEGIN)
+def _lines(shown: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """The table's lines, and lists of the names that would make one too wide.
+
+    Schedulers and samplers share a line with those of which the same is to be said.
+    """
+    grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for row in shown:
+        kind, _, value = row.name.rpartition(" ")
+        group = kind if kind in GROUPED else row.name
+        grouped.setdefault((group, row.cells), []).append(value if kind in GROUPED else row.name)
+    lines, below = [], []
+    for (group, cells), names in grouped.items():
+        name = group
+        if group in GROUPED:
+            name = f"{group}: {', '.join(names)}"
+            if len(names) > NAMES_IN_A_LINE:
+                name = f"{group}: {len(names)} names, listed below"
+                below.append(f"{group}, {_said(cells)}: {', '.join(names)}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines, below
+
+
+def _said(cells: Sequence[str]) -> str:
+    return " / ".join(dict.fromkeys(text for text in cells if text != NOT_A_WORD))
+
+
+def _idle(all_rows: Sequence[Row]) -> list[str]:
+    """What no dialect does anything with, by who takes it."""
+    takers: dict[tuple[str, ...], list[str]] = {}
+    for row in all_rows:
+        if row.is_idle:
+            takers.setdefault(row.cells, []).append(row.name)
+    return [
+        f"{_said(cells)} ({', '.join(c for c, text in zip(COLUMNS, cells, strict=True) if text != NOT_A_WORD)}): "
+        + ", ".join(names)
+        for cells, names in takers.items()
+    ]
+
+
+def _of_weightless(all_rows: Sequence[Row]) -> list[str]:
+    heeded = [row.name for row in all_rows if HONOURED in row.weightless]
+    refused = [row.name for row in all_rows if row.weightless == {REFUSED} and "made for" not in row.name]
+    names = " and ".join(f"`{name}`" for name in WITHOUT_WEIGHTS)
+    return [f"{names} heeds: {', '.join(heeded)}. It refuses: {', '.join(refused)}. All else is idle there."]
+
+
+def with_table(document: str) -> str:
+    """The document with its table of parameters as it should be."""
+    before, _, rest = document.partition(TABLE_BEGIN)
     _, _, after = rest.partition(TABLE_END)
     return before + TABLE_BEGIN + table() + TABLE_END + after
 
 
 if __name__ == "__main__":
-    README.write_text(readme_with_table(README.read_text()))
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text()))

@@ -1,4 +1,4 @@
-"""Lists every setting, in environment.example and the README: `python -m deploy.settings_reference`."""
+"""Lists every setting, in environment.example and SETTINGS.md: `python -m deploy.settings_reference`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from storage.settings import EnvironmentSettings, StorageSettings
 from worker.settings import WorkerSettings
 
 FILE = Path(__file__).parent / "environment.example"
-README = Path(__file__).parent.parent / "README.md"
+DOCUMENT = Path(__file__).parent / "SETTINGS.md"
 TABLE_BEGIN, TABLE_END = (
     "<!-- settings: made by python -m deploy.settings_reference -->\n",
     "<!-- end of settings -->\n",
@@ -77,9 +77,9 @@ def sections() -> list[tuple[str, list[Row]]]:
     ]
 
 
-def readme_with_table(readme: str) -> str:
-    """The README with its table of settings as it should be."""
-    before, _, rest = readme.partition(TABLE_BEGIN)
+def with_table(document: str) -> str:
+    """The document with its table of settings as it should be."""
+    before, _, rest = document.partition(TABLE_BEGIN)
     _, _, after = rest.partition(TABLE_END)
     lines = []
     for title, rows in sections():
@@ -117,4 +117,4 @@ def _default(field: FieldInfo) -> str:
 
 if __name__ == "__main__":
     FILE.write_text(rendered())
-    README.write_text(readme_with_table(README.read_text()))
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text()))

@@ -290,8 +290,8 @@ def test_a_missing_system_package_is_named_with_the_line_that_installs_it(tmp_pa
 def test_the_example_environment_lists_every_setting() -> None:
     written = settings_reference.FILE.read_text()
     assert written == settings_reference.rendered(), "run: .venv/bin/python -m deploy.settings_reference"
-    readme = settings_reference.README.read_text()
-    assert readme == settings_reference.readme_with_table(readme), "run: .venv/bin/python -m deploy.settings_reference"
+    document = settings_reference.DOCUMENT.read_text()
+    assert document == settings_reference.with_table(document), "run: .venv/bin/python -m deploy.settings_reference"
 
 
 def deploy(script: str, *arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
