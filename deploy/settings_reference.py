@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from storage.settings import EnvironmentSettings, StorageSettings
 from worker.settings import WorkerSettings
 
 FILE = Path(__file__).parent / "environment.example"
+README = Path(__file__).parent.parent / "README.md"
 DOCUMENT = Path(__file__).parent / "SETTINGS.md"
 TABLE_BEGIN, TABLE_END = (
     "<!-- settings: made by python -m deploy.settings_reference -->\n",
@@ -60,6 +61,11 @@ CLASSES: tuple[tuple[str, type[EnvironmentSettings]], ...] = (
     ("Worker", WorkerSettings),
     ("Flower", FlowerSettings),
 )
+# What the README shows of them.
+FEW = (
+    *("STATE_DIR", "API_PORT", "API_ADDRESS", "PUBLIC_URL", "REDIS_URL", "S3_BUCKET"),
+    *("MODELS_FILE", "MODEL_MEMORY_BYTES", "WAIT_SECONDS", "ALLOWED_PRIVATE_NETWORKS"),
+)
 
 
 Row = tuple[str, str, str]
@@ -79,13 +85,26 @@ def sections() -> list[tuple[str, list[Row]]]:
 
 def with_table(document: str) -> str:
     """The document with its table of settings as it should be."""
-    before, _, rest = document.partition(TABLE_BEGIN)
-    _, _, after = rest.partition(TABLE_END)
     lines = []
     for title, rows in sections():
-        lines += [f"**{title}**", "", "| setting | default | meaning |", "| --- | --- | --- |"]
-        lines += [f"| `{name}` | {f'`{default}`' if default else ''} | {meaning} |" for name, default, meaning in rows]
-        lines.append("")
+        lines += [f"**{title}**", "", *_table(rows), ""]
+    return _between_marks(document, lines)
+
+
+def with_few(readme: str) -> str:
+    """The README with its table of the settings most needed as it should be."""
+    by_name = {row[0]: row for _, rows in sections() for row in rows}
+    return _between_marks(readme, [*_table([by_name[name] for name in FEW]), ""])
+
+
+def _table(rows: Iterable[Row]) -> list[str]:
+    lines = [f"| `{name}` | {f'`{default}`' if default else ''} | {meaning} |" for name, default, meaning in rows]
+    return ["| setting | default | meaning |", "| --- | --- | --- |", *lines]
+
+
+def _between_marks(document: str, lines: list[str]) -> str:
+    before, _, rest = document.partition(TABLE_BEGIN)
+    _, _, after = rest.partition(TABLE_END)
     return before + TABLE_BEGIN + "\n".join(lines) + TABLE_END + after
 
 
@@ -118,3 +137,4 @@ def _default(field: FieldInfo) -> str:
 if __name__ == "__main__":
     FILE.write_text(rendered())
     DOCUMENT.write_text(with_table(DOCUMENT.read_text()))
+    README.write_text(with_few(README.read_text()))

@@ -292,6 +292,8 @@ def test_the_example_environment_lists_every_setting() -> None:
     assert written == settings_reference.rendered(), "run: .venv/bin/python -m deploy.settings_reference"
     document = settings_reference.DOCUMENT.read_text()
     assert document == settings_reference.with_table(document), "run: .venv/bin/python -m deploy.settings_reference"
+    readme = settings_reference.README.read_text()
+    assert readme == settings_reference.with_few(readme), "run: .venv/bin/python -m deploy.settings_reference"
 
 
 def deploy(script: str, *arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

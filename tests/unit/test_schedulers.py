@@ -98,12 +98,12 @@ def test_only_what_a_scheduler_takes_is_given_to_its_step() -> None:
     assert diffusers.__version__ == "0.42.1", "the equality tests speak of this version"
 
 
-def test_the_readme_says_who_paints_for_whom_and_why() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_document_says_who_paints_for_whom_and_why() -> None:
+    document = (Path(__file__).parents[2] / "deploy" / "PARAMETERS.md").read_text()
     for name, each in STAND_INS.items():
         karras = " with Karras sigmas" if each.use_karras_sigmas else ""
-        assert f"| `{name}` | `{each.scheduler}`{karras} | {each.reason} |" in readme
-    assert all(f"`{name}`" in readme for name in SCHEDULERS)
+        assert f"| `{name}` | `{each.scheduler}`{karras} | {each.reason} |" in document
+    assert all(f"`{name}`" in document for name in SCHEDULERS)
 
 
 def test_the_ones_with_stand_ins_cannot_do_it_themselves() -> None:
