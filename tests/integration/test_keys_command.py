@@ -134,4 +134,5 @@ def test_redis_out_of_service_is_said_in_a_sentence(store: KeyStore, monkeypatch
     result = typed("list")
     assert result.exit_code == 1
     assert "Redis does not answer" in result.stderr
+    assert "STATE_DIR" in result.stderr
     assert "a-password" not in result.output
