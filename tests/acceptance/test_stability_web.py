@@ -121,8 +121,8 @@ def test_the_published_typescript_client_gets_its_pictures(project: Path, servic
 
 
 def test_the_documented_example_writes_its_picture_with_only_the_host_changed(project: Path, service: Service) -> None:
-    readme = (SOURCE_DIR / "README.md").read_text()
-    (example,) = re.findall(r"```typescript\n(import fs .*?)```", readme, re.DOTALL)
+    document = (SOURCE_DIR / "deploy" / "TYPESCRIPT.md").read_text()
+    (example,) = re.findall(r"```typescript\n(import fs .*?)```", document, re.DOTALL)
     files = DRIVERS / "typescript_example"
     shutil.copy(files / "helpers.ts", project)
     (project / "example.ts").write_text((files / "setup.ts").read_text() + example)
