@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.removing.strangers import strangeness
+
 # Names for readers: the checker loses the element's type in most of numpy's expressions.
 Floats = NDArray[Any]
 Whole = NDArray[Any]
@@ -91,6 +93,11 @@ class Scene:
     @cached_property
     def _unusable_sums(self) -> NDArray[np.int32]:
         return np.asarray(cv2.integral((~self.usable).astype(np.uint8), sdepth=cv2.CV_32S), np.int32)
+
+    @cached_property
+    def strangeness_sums(self) -> Floats:
+        strange = strangeness(self.picture, self.hole, self.inside)
+        return np.asarray(cv2.integral(strange, sdepth=cv2.CV_64F))
 
     def nearest_sources(self, size: int) -> Whole:
         """For each pixel (H, W, 2) the top left corner of the nearest square that may be copied whole; -1 for none."""
