@@ -18,7 +18,7 @@ Matrix = Any  # scipy's, which has no types
 FORGIVEN_STEP = 12.0
 """Steps much higher than this many gray levels are edges of things, not seams to be smoothed away."""
 FADE = 1 / 400**2
-DIRECT_SIZE = 3000
+DIRECT_SIZE = 60_000
 SMOOTHING_ROUNDS = 16
 DONE = 1e-12
 
