@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.removing.strangers import strangeness
+from worker.removing.strangers import plainness, rim_of, strangeness
 
 # Names for readers: the checker loses the element's type in most of numpy's expressions.
 Floats = NDArray[Any]
@@ -96,8 +96,15 @@ class Scene:
 
     @cached_property
     def strangeness_sums(self) -> Floats:
-        strange = strangeness(self.picture, self.hole, self.inside)
-        return np.asarray(cv2.integral(strange, sdepth=cv2.CV_64F))
+        return np.asarray(cv2.integral(strangeness(self.picture, self._rim), sdepth=cv2.CV_64F))
+
+    @cached_property
+    def plainness(self) -> Floats:
+        return plainness(self.picture, self._rim)
+
+    @cached_property
+    def _rim(self) -> Flags:
+        return rim_of(self.hole, self.inside)
 
     def nearest_sources(self, size: int) -> Whole:
         """For each pixel (H, W, 2) the top left corner of the nearest square that may be copied whole; -1 for none."""

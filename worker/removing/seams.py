@@ -148,5 +148,7 @@ def strangeness_costs(scene: Scene, cells: Cells, which: Whole, offsets: Whole) 
     left = np.clip(cells.columns[which, None] * size + offsets[..., 1], 0, width - size)
     sums = scene.strangeness_sums
     total = sums[top + size, left + size] - sums[top, left + size] - sums[top + size, left] + sums[top, left]
-    costs: Floats = (STRANGER_COST / math.sqrt(np.count_nonzero(scene.hole)) * total).astype(np.float32)
+    y, x = (cells.rows[which] * size + size // 2), (cells.columns[which] * size + size // 2)
+    price = STRANGER_COST / math.sqrt(np.count_nonzero(scene.hole)) * look_up(scene.plainness, y, x)
+    costs: Floats = (price[:, None] * total).astype(np.float32)
     return costs
