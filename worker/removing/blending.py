@@ -63,9 +63,10 @@ def _meeting(scene: Scene, offset: Whole, copied: Doubles, *, p: Whole, q: Whole
         there_y, there_x = y[here] + offset[there, 0], x[here] + offset[there, 1]
         goes_on = scene.is_known(there_y, there_x)
         step = sign * (look_up(scene.picture, there_y, there_x) - copied[here])
-        total += np.where(goes_on[:, None], step, 0)
-        count += goes_on
-    return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], copied[q] - copied[p])
+        trust = goes_on * _weight(step)
+        total += trust[:, None] * step
+        count += trust
+    return np.where(count[:, None] > 0, total / np.maximum(count, 1e-9)[:, None], copied[q] - copied[p])
 
 
 class _System:

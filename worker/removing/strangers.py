@@ -15,7 +15,7 @@ BINS = 256 // BIN
 MIN_SHARE = 1 / 500
 """Colours rarer than this at the rim are what is left of the thing there, or noise."""
 NEAR_COLOUR = 3 * 15.0**2
-MARGIN = 2
+MARGIN = 4
 """A piece cut out along the very edge of a stranger still shows that edge."""
 SATURATION = 5.0
 PLAIN_VARIANCE = 3 * 15.0**2
