@@ -47,9 +47,9 @@ def assert_smooth(result: Pixels, hole: Hole, ideal: Pixels, *, off: int, step: 
 def test_no_house_floats_in_the_sky_of_the_sample(side: int, seed: int) -> None:
     picture, hole = the_sample(side)
     ideal = np.broadcast_to(picture[:, -1:], picture.shape)
-    assert_smooth(fill(picture, hole, seed=seed), hole, ideal, off=16, step=12)
+    assert_smooth(fill(picture, hole, seed=seed), hole, ideal, off=12, step=16)
 
 
 def test_a_strong_thing_beside_a_smooth_hole_stays_outside() -> None:
     picture, hole, ideal = a_mast_in_the_dusk()
-    assert_smooth(fill(picture, hole, seed=2), hole, ideal, off=12, step=8)
+    assert_smooth(fill(picture, hole, seed=2), hole, ideal, off=10, step=12)
