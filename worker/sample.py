@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from storage.addons import Embedding
 from storage.job import LoraUse, MaskedAreaInit, WeightedPrompt
-from storage.schedulers import num_evaluations
+from storage.schedulers import num_evaluations, num_steps
 from worker.errors import InternalError
 from worker.ip_adapters import Glance, Look
 from worker.loading import LoadedModel
@@ -65,9 +65,8 @@ class Painting:
 
     @property
     def plan(self) -> Plan:
-        return Plan(
-            self.scheduler, self.use_karras_sigmas, self.algorithm_type, self.num_inference_steps, self.strength
-        )
+        steps = num_steps(self.num_inference_steps, self.strength)
+        return Plan(self.scheduler, self.use_karras_sigmas, self.algorithm_type, self.num_inference_steps, steps)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 import torch
 
-from storage.schedulers import SCHEDULERS, num_steps
+from storage.schedulers import SCHEDULERS
 from worker.walks import Walk, find_walk
 
 MAX_WALKS = 256
@@ -49,7 +49,8 @@ class Plan:
     use_karras_sigmas: bool
     algorithm_type: str | None
     num_inference_steps: int
-    strength: float
+    num_steps: int
+    """The last ones of the schedule, which are walked."""
 
 
 class Schedulers:
@@ -89,7 +90,7 @@ class Schedulers:
 
     def _set_up(self, plan: Plan) -> tuple[Any, torch.Tensor]:
         scheduler = copy.deepcopy(self._pristine_of(plan))
-        return scheduler, plan_timesteps(scheduler, plan.num_inference_steps, plan.strength)
+        return scheduler, plan_timesteps(scheduler, plan.num_inference_steps, plan.num_steps)
 
     def _pristine_of(self, plan: Plan) -> Any:
         key = (plan.scheduler, plan.use_karras_sigmas, plan.algorithm_type)
@@ -115,7 +116,7 @@ def inpainting_config(config: Mapping[str, Any], *, corrects_offset: bool = True
     return kept | {"skip_prk_steps": True} | ({"steps_offset": 1} if corrects_offset else {})
 
 
-def plan_timesteps(scheduler: Any, num_inference_steps: int, strength: float) -> torch.Tensor:
+def plan_timesteps(scheduler: Any, num_inference_steps: int, num_steps: int) -> torch.Tensor:
     """Set the scheduler up and return the timesteps to walk through, on the CPU.
 
     Some schedulers index tables on the CPU with them. Source: get_timesteps of the stock pipelines.
@@ -124,7 +125,7 @@ def plan_timesteps(scheduler: Any, num_inference_steps: int, strength: float) ->
     longest = getattr(scheduler.config, "original_inference_steps", num_inference_steps)
     more = {"original_inference_steps": num_inference_steps} if num_inference_steps > longest else {}
     scheduler.set_timesteps(num_inference_steps, **more)
-    start = (num_inference_steps - num_steps(num_inference_steps, strength)) * scheduler.order
+    start = (num_inference_steps - num_steps) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     timesteps: torch.Tensor = scheduler.timesteps[start:]

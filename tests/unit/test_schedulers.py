@@ -40,7 +40,7 @@ def test_each_name_makes_a_new_scheduler_with_the_models_noise(name: str) -> Non
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_karras_sigmas_change_the_steps_where_they_are_honoured(name: str) -> None:
     plain, karras = (
-        plan_timesteps(make_scheduler(name, CONFIG, use_karras_sigmas=wanted), 10, 1.0) for wanted in (False, True)
+        plan_timesteps(make_scheduler(name, CONFIG, use_karras_sigmas=wanted), 10, 10) for wanted in (False, True)
     )
     assert torch.equal(plain, karras) is not SCHEDULERS[name].honours_karras
 
@@ -73,7 +73,7 @@ def test_strength_leaves_its_share_of_the_steps_and_at_least_one(steps: int, str
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize(("steps", "strength"), [(20, 1.0), (20, 0.6), (9, 0.5), (2, 1.0), (1, 1.0), (3, 0.4), (80, 1)])
 def test_the_evaluations_foretold_are_those_that_are_made(name: str, steps: int, strength: float) -> None:
-    timesteps = plan_timesteps(make_scheduler(name, CONFIG, use_karras_sigmas=False), steps, strength)
+    timesteps = plan_timesteps(make_scheduler(name, CONFIG, use_karras_sigmas=False), steps, num_steps(steps, strength))
     assert len(timesteps) == num_evaluations(steps, strength, name)
     assert timesteps.device.type == "cpu"
 

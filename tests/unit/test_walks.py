@@ -37,11 +37,11 @@ COMMON_FIVE = (
     "UniPCMultistepScheduler",
 )
 ALL_PLANS = [
-    Plan(name, karras, algorithm_type, num_inference_steps, strength)
+    Plan(name, karras, algorithm_type, num_inference_steps, steps)
     for name, facts in SCHEDULERS.items()
     for karras in {False, facts.honours_karras}
     for algorithm_type in facts.algorithm_types or (None,)
-    for num_inference_steps, strength in ((1, 1.0), (20, 1.0), (12, 0.6))
+    for num_inference_steps, steps in ((1, 1), (20, 20), (12, 7))
 ]
 
 
@@ -52,7 +52,7 @@ def set_up(plan: Plan, **changes: Any) -> tuple[Any, torch.Tensor]:
         use_karras_sigmas=plan.use_karras_sigmas,
         algorithm_type=plan.algorithm_type,
     )
-    return scheduler, plan_timesteps(scheduler, plan.num_inference_steps, plan.strength)
+    return scheduler, plan_timesteps(scheduler, plan.num_inference_steps, plan.num_steps)
 
 
 def walk_of(scheduler: Any, timesteps: torch.Tensor) -> Walk | None:
@@ -98,13 +98,13 @@ def test_a_walks_steps_are_the_schedulers_own(plan: Plan) -> None:
     ("name", "flag"), [("DDIMScheduler", "clip_sample"), ("UniPCMultistepScheduler", "thresholding")]
 )
 def test_a_scheduler_whose_steps_are_not_linear_has_no_walk(name: str, flag: str) -> None:
-    plan = Plan(name, False, None, 4, 1.0)
+    plan = Plan(name, False, None, 4, 4)
     assert walk_of(*set_up(plan)) is not None
     assert walk_of(*set_up(plan, **{flag: True})) is None
 
 
 def test_finding_a_walk_leaves_the_scheduler_as_it_was() -> None:
-    scheduler, timesteps = set_up(Plan("UniPCMultistepScheduler", False, None, 4, 1.0))
+    scheduler, timesteps = set_up(Plan("UniPCMultistepScheduler", False, None, 4, 4))
     before = copy.deepcopy(scheduler)
     walk_of(scheduler, timesteps)
     assert scheduler.step_index == before.step_index
@@ -191,7 +191,7 @@ def test_samples_without_a_walk_have_schedulers_of_their_own_and_are_left_to_the
 def test_a_walk_is_found_once_for_each_plan_and_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.schedulers.MAX_WALKS", 2)
     schedulers = Schedulers(CONFIG)
-    plans = [Plan("DDIMScheduler", False, None, count, 1.0) for count in (2, 3, 4)]
+    plans = [Plan("DDIMScheduler", False, None, count, count) for count in (2, 3, 4)]
     walks = [schedulers.begin(plan)[2] for plan in plans]
     assert schedulers.begin(plans[2])[2] is walks[2]
     assert schedulers.begin(plans[0])[2] is not walks[0]
@@ -209,7 +209,7 @@ def half_by_default() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_walk_found_while_a_model_is_loaded_is_no_other(name: str, request: pytest.FixtureRequest) -> None:
-    plan = Plan(name, SCHEDULERS[name].honours_karras, None, 6, 0.8)
+    plan = Plan(name, SCHEDULERS[name].honours_karras, None, 6, 4)
     expected = walk_of(*set_up(plan))
     request.getfixturevalue("half_by_default")
     found = walk_of(*set_up(plan))
@@ -238,3 +238,8 @@ def test_a_picture_painted_while_a_model_is_loaded_is_no_other(
     expected = paint()
     request.getfixturevalue("half_by_default")
     assert torch.equal(paint(), expected)
+
+
+def test_strengths_that_make_the_same_steps_share_a_walk() -> None:
+    plans = {make_painting(num_inference_steps=10, strength=strength).plan for strength in (0.71, 0.72, 0.79)}
+    assert len(plans) == 1
