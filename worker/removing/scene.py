@@ -96,10 +96,12 @@ class Scene:
 
     @cached_property
     def strangeness_sums(self) -> Floats:
+        """(H + 1, W + 1): all the strangeness above and left of each place."""
         return np.asarray(cv2.integral(strangeness(self.picture, self._rim), sdepth=cv2.CV_64F))
 
     @cached_property
     def plainness(self) -> Floats:
+        """(H, W), 0..1: of the rim near each pixel."""
         return plainness(self.picture, self._rim)
 
     @cached_property

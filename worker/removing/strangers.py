@@ -23,6 +23,7 @@ PLAIN_WINDOW = 13
 
 
 def rim_of(hole: Flags, inside: Flags) -> Flags:
+    """(H, W): the known pixels up to REACH beside the hole."""
     square = np.ones((2 * REACH + 1,) * 2, np.uint8)
     rim: Flags = (cv2.dilate(hole.astype(np.uint8), square) > 0) & inside & ~hole
     return rim
