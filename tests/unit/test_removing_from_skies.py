@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.removal_scene import disc, with_thing
+from tests.removal_scene import with_thing
 from worker.removing.fill import fill
 
 SAMPLE_DIR = Path(__file__).resolve().parents[2] / "deploy" / "sample"
