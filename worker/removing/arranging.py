@@ -10,7 +10,7 @@ import numpy as np
 
 from worker.removing.labelling import IMPOSSIBLE, Labelling, Links, Pairs, pair_up, propagate, total_cost
 from worker.removing.scene import Cells, Flags, Floats, Scene, Whole, cut, valid_moves
-from worker.removing.seams import Blocks, either, rim_costs, seam_costs, see_blocks
+from worker.removing.seams import Blocks, either, rim_costs, seam_costs, see_blocks, strangeness_costs
 
 NOTHING = -1
 REACH = 1 << 16
@@ -192,6 +192,7 @@ class _Question:
         """(n, k): what each choice costs beside what is known and what is settled."""
         cells, which, size = self._cells, self._which, self._cells.size
         costs = rim_costs(self._scene, cells, which, self._offsets[which])
+        costs += strangeness_costs(self._scene, cells, which, self._offsets[which])
         for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0)):
             other = cells.beside(which, down, right)
             p = np.nonzero((other >= 0) & ~self._open[other] & (self._settled[other] != NOTHING))[0]

@@ -18,8 +18,8 @@ Matrix = Any  # scipy's, which has no types
 FORGIVEN_STEP = 12.0
 """Steps much higher than this many gray levels are edges of things, not seams to be smoothed away."""
 FADE = 1 / 400**2
-DIRECT_SIZE = 3000
-SMOOTHING_ROUNDS = 16
+DIRECT_SIZE = 12_000
+ROUNDS = 24
 DONE = 1e-12
 
 
@@ -63,9 +63,10 @@ def _meeting(scene: Scene, offset: Whole, copied: Doubles, *, p: Whole, q: Whole
         there_y, there_x = y[here] + offset[there, 0], x[here] + offset[there, 1]
         goes_on = scene.is_known(there_y, there_x)
         step = sign * (look_up(scene.picture, there_y, there_x) - copied[here])
-        total += np.where(goes_on[:, None], step, 0)
-        count += goes_on
-    return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], copied[q] - copied[p])
+        trust = goes_on * _weight(step)
+        total += trust[:, None] * step
+        count += trust
+    return np.where(count[:, None] > 0, total / np.maximum(count, 1e-9)[:, None], copied[q] - copied[p])
 
 
 class _System:
@@ -108,34 +109,41 @@ def _weight(target: Doubles) -> Doubles:
 
 
 def _solve(matrix: Matrix, right_side: Doubles, y: Whole, x: Whole, check: Callable[[], None]) -> Doubles:
-    """From coarse to fine: 2 × 2 unknowns become one, until few enough are left to be solved at once."""
+    """Conjugate gradients with the three channels side by side; done at once where there are few unknowns."""
     check()
-    if len(y) <= DIRECT_SIZE:
-        return np.asarray(splu(matrix.tocsc()).solve(right_side))
-    width = int(x.max()) // 2 + 1
-    key, group = np.unique((y // 2) * width + x // 2, return_inverse=True)
-    if len(key) == len(y):
-        return _smooth(matrix, right_side, np.zeros_like(right_side), 4 * SMOOTHING_ROUNDS, check)
-    gather = sparse.csr_matrix((np.ones(len(y)), (np.arange(len(y)), group)), shape=(len(y), len(key)))
-    coarse = _solve((gather.T @ matrix @ gather).tocsr(), gather.T @ right_side, key // width, key % width, check)
-    return _smooth(matrix, right_side, coarse[group], SMOOTHING_ROUNDS, check)
-
-
-def _smooth(matrix: Matrix, right_side: Doubles, guess: Doubles, rounds: int, check: Callable[[], None]) -> Doubles:
-    """Conjugate gradients, preconditioned by the diagonal, the three channels side by side."""
-    inverse = 1 / matrix.diagonal()[:, None]
+    roughly = _rough_solver(matrix, y, x)
+    guess = roughly(right_side)
     residual = right_side - matrix @ guess
-    direction = inverse * residual
-    rho = (residual * direction).sum(axis=0)
-    for _ in range(rounds):
+    direction = scaled = roughly(residual)
+    rho = (residual * scaled).sum(axis=0)
+    for _ in range(ROUNDS):
         if (rho < DONE).any():
             break
         image = matrix @ direction
         step = rho / (direction * image).sum(axis=0)
         guess = guess + step * direction
         residual = residual - step * image
-        scaled = inverse * residual
+        scaled = roughly(residual)
         rho, before = (residual * scaled).sum(axis=0), rho
         direction = scaled + (rho / before) * direction
         check()
     return guess
+
+
+def _rough_solver(matrix: Matrix, y: Whole, x: Whole) -> Callable[[Doubles], Doubles]:
+    """What is wanted at every size, added up (Bramble, Pasciak and Xu 1990, "Parallel multilevel preconditioners").
+
+    2 × 2 unknowns become one at the next size, until few enough are left to be solved at once.
+    """
+    inverse = 1 / matrix.diagonal()[:, None]
+    if len(y) <= DIRECT_SIZE:
+        factors = splu(matrix.tocsc())
+        return lambda wanted: np.asarray(factors.solve(wanted))
+    width = int(x.max()) // 2 + 1
+    key, group = np.unique((y // 2) * width + x // 2, return_inverse=True)
+    if len(key) == len(y):
+        return lambda wanted: inverse * wanted
+    gather = sparse.csr_matrix((np.ones(len(y)), (np.arange(len(y)), group)), shape=(len(y), len(key)))
+    spread = gather.T.tocsr()
+    coarser = _rough_solver((spread @ matrix @ gather).tocsr(), key // width, key % width)
+    return lambda wanted: inverse * wanted + coarser(spread @ wanted)[group]

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.removing.strangers import plainness, rim_of, strangeness
+
 # Names for readers: the checker loses the element's type in most of numpy's expressions.
 Floats = NDArray[Any]
 Whole = NDArray[Any]
@@ -91,6 +93,20 @@ class Scene:
     @cached_property
     def _unusable_sums(self) -> NDArray[np.int32]:
         return np.asarray(cv2.integral((~self.usable).astype(np.uint8), sdepth=cv2.CV_32S), np.int32)
+
+    @cached_property
+    def strangeness_sums(self) -> Floats:
+        """(H + 1, W + 1): all the strangeness above and left of each place."""
+        return np.asarray(cv2.integral(strangeness(self.picture, self._rim), sdepth=cv2.CV_64F))
+
+    @cached_property
+    def plainness(self) -> Floats:
+        """(H, W), 0..1: of the rim near each pixel."""
+        return plainness(self.picture, self._rim)
+
+    @cached_property
+    def _rim(self) -> Flags:
+        return rim_of(self.hole, self.inside)
 
     def nearest_sources(self, size: int) -> Whole:
         """For each pixel (H, W, 2) the top left corner of the nearest square that may be copied whole; -1 for none."""

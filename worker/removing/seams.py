@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -16,6 +17,8 @@ SAMPLES_PER_SIDE = 4
 RIM_REACH = 4
 SHARE_OF_MEAN = 0.4
 """How much of a difference in brightness counts between large cells: blending takes the rest away."""
+STRANGER_COST = 16.0
+"""A hole full of strangers costs this much more than a seam across it would, at the same price for each pixel."""
 
 
 def mismatch(difference: Floats, variance: Floats) -> Floats:
@@ -132,3 +135,20 @@ def _rim(scene: Scene, cells: Cells, which: Whole) -> tuple[Whole, Whole, Whole,
             found.append(np.stack([y[some], x[some], beside[some]]))
     all_y, all_x, beside = np.concatenate(found, axis=1)
     return all_y, all_x, beside, weight
+
+
+def strangeness_costs(scene: Scene, cells: Cells, which: Whole, offsets: Whole) -> Floats:
+    """(n, k): what it costs to copy strangers into cells `which` (n,) by `offsets` (n, k, 2).
+
+    In the unit of seams: a hole's seams grow with its side, so each pixel's price falls with that.
+    """
+    size = cells.size
+    height, width = scene.shape
+    top = np.clip(cells.rows[which, None] * size + offsets[..., 0], 0, height - size)
+    left = np.clip(cells.columns[which, None] * size + offsets[..., 1], 0, width - size)
+    sums = scene.strangeness_sums
+    total = sums[top + size, left + size] - sums[top, left + size] - sums[top + size, left] + sums[top, left]
+    y, x = (cells.rows[which] * size + size // 2), (cells.columns[which] * size + size // 2)
+    price = STRANGER_COST / math.sqrt(np.count_nonzero(scene.hole)) * look_up(scene.plainness, y, x)
+    costs: Floats = (price[:, None] * total).astype(np.float32)
+    return costs

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from worker.removing.scene import Flags, Floats
+Floats = NDArray[Any]
+Flags = NDArray[Any]
 
 
 def smooth_over(picture: Floats, known: Flags) -> Floats:
