@@ -243,7 +243,7 @@ def consume(app: Celery, name: str, settings: WorkerSettings, clerk: Clerk, clos
     def begin(consumer: Any) -> None:
         closing.consumer = consumer
         clerk.open()
-        log.info("worker_ready", worker=name, threads=settings.ticket_threads)
+        log.info("worker_ready", worker=name, threads=settings.worker_threads)
 
     while True:
         # The bare controller: no banner, no logging of its own, no signal handlers.
@@ -252,7 +252,7 @@ def consume(app: Celery, name: str, settings: WorkerSettings, clerk: Clerk, clos
             hostname=node,
             pool_cls="threads",
             consumer_cls=TicketConsumer,
-            concurrency=settings.ticket_threads,
+            concurrency=settings.worker_threads,
             queues=[TICKET_QUEUE],
             task_events=True,
             # What workers tell each other through Celery; ours share the job store.

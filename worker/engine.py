@@ -49,7 +49,6 @@ IDLE_WAIT_SECONDS = 1.0
 STOP_WAIT_SECONDS = 30.0
 PREVIEW_WAIT_SECONDS = 10.0
 DEFAULT_FLIGHT_BYTES = 2**30
-DEFAULT_MAX_JOBS = 64
 STOPPED = "The engine has stopped."
 
 Activity = Literal["idle", "loading", "warming_up", "painting"]
@@ -79,7 +78,6 @@ class Engine:
         max_batch: int,
         torch_threads: int,
         flight_bytes: int = DEFAULT_FLIGHT_BYTES,
-        max_jobs: int = DEFAULT_MAX_JOBS,
         adapters: Adapters | None = None,
     ) -> None:
         self.unfit: WorkerUnfit | None = None
@@ -87,7 +85,6 @@ class Engine:
         self._adapters = adapters or Adapters(NO_ADDONS)
         self._max_batch = max_batch
         self._flight_bytes = flight_bytes
-        self._max_jobs = max_jobs
         self._torch_threads = torch_threads
         self._changed = threading.Condition()
         self._errands = Errands(self._changed)
@@ -267,11 +264,11 @@ class Engine:
             self._forget_done()
 
     def _admit(self) -> None:
-        """In the order of arrival, as far as number and memory of what is in flight go; one job alone always may."""
+        """In the order of arrival, as far as the memory for what is in flight goes; one job alone always may."""
         with self._changed:
             held_bytes = sum(run.size_bytes for run in self._painting)
             admitted: list[Run] = []
-            for run in self._waiting[: max(0, self._max_jobs - len(self._painting))]:
+            for run in self._waiting:
                 if (self._painting or admitted) and held_bytes + run.size_bytes > self._flight_bytes:
                     break
                 held_bytes += run.size_bytes
@@ -355,6 +352,5 @@ def open_engine(catalog: ModelCatalog, settings: WorkerSettings) -> Engine:
         max_batch=settings.max_batch,
         torch_threads=threads,
         flight_bytes=settings.flight_memory_bytes,
-        max_jobs=settings.worker_threads,
         adapters=adapters,
     )

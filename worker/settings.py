@@ -69,13 +69,9 @@ class WorkerSettings(EnvironmentSettings):
 
     worker_threads: PositiveInt = Field(
         default=8,
-        description="Jobs that this worker paints at once: enough that a batch fills up.",
-    )
-    spare_threads: NonNegativeInt = Field(
-        default=4,
-        description="Jobs that it holds besides, their pictures fetched, so that some can be painted while a batch "
-        "that ended together is encoded and stored. Each job held takes a thread, waits in memory with its pictures, "
-        "and goes back into the queue when the worker crashes.",
+        description="Jobs that this worker holds at once, one thread each. Enough that some fetch, encode and "
+        "store while others are painted and that a batch fills up; each one waits in memory with its pictures, "
+        "and a crash puts all of them back into the queue.",
     )
     removal_processes: PositiveInt = Field(
         default=2,
@@ -117,10 +113,6 @@ class WorkerSettings(EnvironmentSettings):
     feather_pixels: NonNegativeInt = Field(
         default=4, description="Width of the soft edge inside the mask where the painted picture begins."
     )
-
-    @property
-    def ticket_threads(self) -> int:
-        return self.worker_threads + self.spare_threads
 
     @property
     def torch_thread_count(self) -> int:

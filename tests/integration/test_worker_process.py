@@ -50,7 +50,6 @@ class Stage:
             "REDIS_TIMEOUT_SECONDS": 2,
             "CLERK_INTERVAL_SECONDS": 0.2,
             "WORKER_THREADS": 2,
-            "SPARE_THREADS": 0,
             "WORKER_NAME": name,
             "SHUTDOWN_GRACE_SECONDS": 10,
             "FAKE_ENGINE_JOURNAL": self.folder / "journal",

@@ -13,7 +13,7 @@ import torch
 
 from storage.model_catalog import ModelEntry
 from tests.painting import LIBRARY_WARNINGS, load_on_cpu, make_painting, running_engine
-from tests.studio import WAIT_SECONDS, Gate, Studio, WatchedUNet, folder, held_at_first_step, loaded, studio, until
+from tests.studio import WAIT_SECONDS, Studio, WatchedUNet, folder, held_at_first_step, loaded, studio, until
 from tests.tiny_models import tiny_entry
 from worker.encodings import PictureEncodings
 from worker.loading import LoadedModel
@@ -42,27 +42,6 @@ def test_what_is_in_flight_stays_within_the_byte_budget_and_everyone_gets_done(
         done = list(threads.map(engine.paint, jobs))
     assert len(done) == 7
     assert max(watched.rows) == 2, "two fit, a third does not"
-
-
-def test_no_more_jobs_than_allowed_are_painted_at_once_and_the_next_begins_as_soon_as_one_ends(
-    folder: Path, loaded: LoadedModel
-) -> None:
-    watched = WatchedUNet(loaded.unet)
-    model = dataclasses.replace(loaded, unet=watched)
-    with (
-        running_engine(tiny_entry("tiny", folder), load=lambda _entry: model, max_jobs=2) as engine,
-        ThreadPoolExecutor(5) as threads,
-    ):
-        jobs = [make_painting(job_id=f"job-{n}", guidance_scale=1.0, num_inference_steps=3) for n in range(5)]
-        gate = Gate()
-        watched.before = gate
-        done = [threads.submit(engine.paint, job) for job in jobs]
-        gate.wait()
-        until(lambda: len(engine._waiting) + len(engine._painting) == len(jobs))
-        gate.open()
-        assert all(each.result(WAIT_SECONDS) for each in done)
-    assert max(watched.rows) == 2
-    assert watched.rows.count(1) <= 3, "one job alone only at the beginning, and at the end"
 
 
 def test_a_job_larger_than_the_budget_is_painted_alone(folder: Path, loaded: LoadedModel) -> None:

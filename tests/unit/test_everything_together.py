@@ -69,7 +69,7 @@ def test_jobs_with_bad_files_of_every_kind_at_once_leave_their_neighbours_pictur
     ]
     bad = [dataclasses.replace(painting, job_id="bad") for painting in bad]
     with (
-        running_engine(entry, load=lambda _entry: model, adapters=Adapters(addons_of(loras)), max_jobs=9) as engine,
+        running_engine(entry, load=lambda _entry: model, adapters=Adapters(addons_of(loras))) as engine,
         ThreadPoolExecutor(9) as threads,
     ):
         alone = [engine.paint(painting)[0] for painting in good]
