@@ -117,7 +117,7 @@ def test_addons_are_added_each_to_its_section_and_listed_and_checked(home: Path,
     assert (addons.loras[0].id, addons.loras[0].aliases, addons.loras[0].family) == ("ink", ("contrast",), "sd")
     assert (addons.vaes[0].id, addons.vaes[0].path) == ("vae", model / "vae")
     assert (addons.embeddings[0].token, addons.ip_adapters[0].image_encoder) == ("<toad>", adapter / "image_encoder")
-    listed = command("list")
+    listed = command("list", "--aliases")
     for shown in ("doodle (default)", "LoRA", "ink", "contrast", "IP-adapter", "textual inversion", "VAE"):
         assert shown in listed
     for name in ("contrast", "vae", "toad", "ip-adapter_sd15"):
