@@ -16,6 +16,7 @@ from storage.addons import Embedding
 from storage.job import LoraUse, MaskedAreaInit, WeightedPrompt
 from storage.schedulers import num_evaluations, num_steps
 from worker.errors import InternalError
+from worker.framing import Whole
 from worker.ip_adapters import Glance, Look
 from worker.loading import LoadedModel
 from worker.looking import looking
@@ -30,8 +31,8 @@ PIXEL_MAX = 255.0
 class Painting:
     """What a job asks of the engine, at the size at which the model works.
 
-    `picture` is (H, W, 3) RGB, `mask` (H, W) with 255 = repaint .. 0 = keep; `deadline` is a
-    time.monotonic(). One image per seed.
+    `picture` is (H, W, 3) RGB, `mask` (H, W) with 255 = repaint .. 0 = keep; `whole` is there where they are
+    a part of something larger; `deadline` is a time.monotonic(). One image per seed.
     """
 
     job_id: str
@@ -54,6 +55,7 @@ class Painting:
     masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
     loras: tuple[LoraUse, ...] = ()
     vae: str | None = None
+    whole: Whole | None = None
     deadline: float | None = None
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """What the job is to be told; written before its first picture is there."""

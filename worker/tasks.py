@@ -22,7 +22,7 @@ from storage.model_catalog import ModelCatalog, ModelEntry
 from storage.schedulers import num_evaluations
 from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, StartTimedOut, TimedOut, WorkerUnfit
-from worker.framing import Frame, frame_for
+from worker.framing import Frame, Whole, frame_for
 from worker.inputs import Inputs, Sources, open_inputs
 from worker.inversions import find_embeddings
 from worker.ip_adapters import find_look
@@ -180,7 +180,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
     evaluations = 0
     if is_empty(inputs.mask):
         notes["mask_empty"] = True
-    elif (frame.width, frame.height) != (inputs.width, inputs.height):
+    elif _is_part(frame, inputs):
         notes["worked_box"] = frame.box
     if is_empty(inputs.mask) or not job.num_inference_steps:
         pictures = (inputs.picture for _ in range(job.num_images))
@@ -233,6 +233,7 @@ def _repainted(
         masked_area_init=job.masked_area_init,
         loras=job.loras,
         vae=job.vae,
+        whole=Whole(inputs.picture, frame) if _is_part(frame, inputs) else None,
         deadline=claim.deadline,
         notes=notes,
     )
@@ -244,6 +245,10 @@ def _repainted(
         for picture in painted:
             _check(claim)
             yield frame.paste(picture, inputs.picture, soft_mask)
+
+
+def _is_part(frame: Frame, inputs: Inputs) -> bool:
+    return (frame.width, frame.height) != (inputs.width, inputs.height)
 
 
 def _in_order(painted: Generator[tuple[int, NDArray[np.uint8]]]) -> Generator[NDArray[np.uint8]]:
