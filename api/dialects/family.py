@@ -17,13 +17,12 @@ from api.dialects.family_fields import RANDOM_SEED, InpaintBody, idle_without_we
 from api.dialects.family_safety import safety_of
 from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
-from api.fields import is_blank, read_fields
+from api.fields import WireText, is_blank, read_fields
 from api.weightless import WEIGHTLESS, needs_prompt, settled
 from storage.job import Failure, InpaintJob, JobStatus, SafetyAction
 from storage.model_catalog import ModelCatalog, ModelEntry
 
 SHOWN_CHARS = 100
-LEFT_OUT = "-"
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
 # What the worker notes beside the pictures, where there is something to say.
@@ -137,11 +136,9 @@ def _noted(asked: InpaintBody, entry: ModelEntry) -> dict[str, Any]:
 
 def _read(body: Mapping[str, Any], model: type[InpaintBody], circumstances: Circumstances) -> InpaintBody:
     max_prompt_chars = circumstances.max_prompt_chars
-    if is_blank(body.get("prompt")) and not needs_prompt(_named(body.get("model_id"), circumstances.catalog)):
-        asked, problems = read_fields(model, {**body, "prompt": LEFT_OUT})
-        asked = asked and asked.model_copy(update={"prompt": ""})
-    else:
-        asked, problems = read_fields(model, body)
+    asked, problems = read_fields(model, body)
+    if WireText().is_blank(body.get("prompt")) and needs_prompt(_named(body.get("model_id"), circumstances.catalog)):
+        problems.insert(0, Problem("prompt", "missing"))
     if asked is not None:
         texts = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt}
         problems += [
