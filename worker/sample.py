@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from worker.framing import Whole
 from worker.ip_adapters import Glance, Look
 from worker.loading import LoadedModel
 from worker.looking import looking
+from worker.loras import Wear
 from worker.prompts import Conditioning
 from worker.schedulers import Plan
 from worker.walks import FULL, Walk, take_steps
@@ -78,9 +79,9 @@ class CallShape:
     model: str
     latent_shape: tuple[int, ...]
     conditioning_length: int
-    ip_adapter: str | None
+    ip_adapter: Hashable
     dtype: torch.dtype
-    adapters: tuple[LoraUse, ...] = ()
+    adapters: tuple[Wear, ...] = ()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -126,7 +127,7 @@ class Sample:
             model=self.model.id,
             latent_shape=tuple(self.latents.shape[1:]),
             conditioning_length=self.conditioning.hidden.shape[1],
-            ip_adapter=self.glance.looker.adapter.id if self.glance else None,
+            ip_adapter=self.glance.looker.name if self.glance else None,
             dtype=self.latents.dtype,
             adapters=self.model.loras.uses,
         )

@@ -42,6 +42,7 @@ from worker.ip_adapters import Look
 from worker.loading import LoadedModel
 from worker.looking import cross_attentions
 from worker.shelf import Shelf
+from worker.versions import version_of
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -85,15 +86,15 @@ def test_the_picture_is_that_of_the_stock_pipeline_with_the_same_vae(
         [painted] = engine.paint(dataclasses.replace(painting, vae="other"))
         [again] = engine.paint(painting)
     stock = load_stock(source)
-    stock.vae = type(adapters_vae(adapters)).from_pretrained(vae)
+    stock.vae = type(adapters_vae(adapters, vae)).from_pretrained(vae)
     expected = paint_stock(stock, stock.scheduler.config, painting)
     assert np.abs(painted.astype(int) - expected).max() <= 1
     assert psnr(painted, without) < BATCHED_PSNR / 2
     assert np.array_equal(without, again), "no encoding of the other VAE is taken for the model's"
 
 
-def adapters_vae(adapters: Adapters) -> torch.nn.Module:
-    with adapters.shelf.hold(("vae", "other"), pytest.fail, lambda: None) as kept:  # type: ignore[arg-type]  # kept
+def adapters_vae(adapters: Adapters, folder: Path) -> torch.nn.Module:
+    with adapters.shelf.hold(("vae", "other"), pytest.fail, lambda: None, version=version_of(folder)) as kept:  # type: ignore[arg-type]  # kept
         vae: torch.nn.Module = kept.vae
         return vae
 
