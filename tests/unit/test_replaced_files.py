@@ -6,9 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,6 @@ from worker.ip_adapters import Look
 from worker.loading import LoadedModel
 from worker.preparing import begin_samples
 from worker.sample import Painting
-from worker.shelf import Shelf
 from worker.vaes import load_vae
 from worker.versions import version_of
 
@@ -185,65 +182,3 @@ def test_a_version_tells_files_and_folders_as_they_were_from_what_they_have_beco
     assert len(seen) == 7
     (home / "more").mkdir()
     assert (version_of(file), version_of(home)) in seen, "folders in a folder are not looked at"
-
-
-# -- the shelf ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Thing:
-    size_bytes: int = 10
-
-
-def unhurried() -> None:
-    pass
-
-
-def test_an_older_version_stays_for_those_who_use_it_and_leaves_with_the_last() -> None:
-    shelf = Shelf(1000)
-    with shelf.hold("a", Thing, unhurried, version=1) as old:
-        with shelf.hold("a", Thing, unhurried, version=2) as new:
-            assert new is not old
-            assert shelf.held_bytes == 20
-        with shelf.hold("b", Thing, unhurried, version=1):
-            pass
-        assert shelf.held_bytes == 30, "another thing's version is of no matter"
-    assert shelf.held_bytes == 20
-    with shelf.hold("a", pytest.fail, unhurried, version=2) as kept:  # type: ignore[arg-type]  # kept
-        assert kept is new
-    with shelf.hold("a", lambda: Thing(5), unhurried, version=3):
-        assert shelf.held_bytes == 15, "the last one was in nobody's use"
-
-
-def test_a_version_that_comes_back_is_the_newest_again() -> None:
-    shelf = Shelf(1000)
-    with shelf.hold("a", Thing, unhurried, version=1) as first:
-        with shelf.hold("a", Thing, unhurried, version=2):
-            pass
-        with shelf.hold("a", pytest.fail, unhurried, version=1) as again:  # type: ignore[arg-type]  # in use
-            assert again is first
-    assert shelf.held_bytes == 10
-
-
-def test_a_version_that_cannot_be_loaded_takes_none_with_it_that_is_in_use() -> None:
-    shelf, loading, may_fail = Shelf(1000), Event(), Event()
-
-    def fail() -> Thing:
-        loading.set()
-        assert may_fail.wait(WAIT_SECONDS)
-        raise ValueError("torn")
-
-    def take() -> None:
-        with shelf.hold("a", fail, unhurried, version=2):
-            pytest.fail("nothing to hold")
-
-    with ThreadPoolExecutor(1) as threads, shelf.hold("a", Thing, unhurried, version=1) as old:
-        failing = threads.submit(take)
-        assert loading.wait(WAIT_SECONDS)
-        with shelf.hold("a", Thing, unhurried, version=3):
-            may_fail.set()
-            with pytest.raises(ValueError, match="torn"):
-                failing.result(WAIT_SECONDS)
-            assert shelf.held_bytes == 20
-        assert old == Thing()
-    assert shelf.held_bytes == 10
