@@ -96,6 +96,9 @@ def test_a_larger_result_is_worked_around_its_mask_and_keeps_the_scaled_picture(
     assert painting.mask.shape == (512, 512)
     notes = scene.job(job).notes
     assert (notes["worked_size"], notes["worked_box"]) == ([512, 512], [119, 6, 512, 512])
+    assert painting.whole is not None, "for previews"
+    assert np.array_equal(painting.whole.picture, scaled)
+    assert painting.whole.frame.box == [119, 6, 512, 512]
     kept = np.ones((700, 1000), bool)
     kept[175:350, 250:500] = False
     assert np.array_equal(scene.result(job)[kept], scaled[kept])
