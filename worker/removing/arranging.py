@@ -112,6 +112,11 @@ def _solve(
     valid = codes != NOTHING
     to_check = cells.everyone if rng else np.nonzero(valid.sum(axis=1) > 1)[0]
     valid[to_check] &= valid_moves(scene, cells, to_check, offsets[to_check])
+    if rng is None:
+        # Few cells have as many choices as there is room for.
+        kept = np.argsort(~valid, axis=1, kind="stable")[:, : max(1, int(valid.sum(axis=1).max()))]
+        codes, valid = np.take_along_axis(codes, kept, axis=1), np.take_along_axis(valid, kept, axis=1)
+        offsets = np.take_along_axis(offsets, kept[..., None], axis=1)
     check()
     settled = NOTHING * np.ones(len(cells), np.int64)
     if codes.shape[1]:
