@@ -109,36 +109,49 @@ def _weight(target: Doubles) -> Doubles:
 
 
 def _solve(matrix: Matrix, right_side: Doubles, y: Whole, x: Whole, check: Callable[[], None]) -> Doubles:
-    """Conjugate gradients with the three channels side by side; done at once where there are few unknowns."""
+    """(n, 3): conjugate gradients, each channel for itself; done at once where there are few unknowns."""
     check()
+    # A channel at a time: rows of three numbers would be slow to go through.
+    right_side = np.ascontiguousarray(right_side.T)
     roughly = _rough_solver(matrix, y, x)
     guess = roughly(right_side)
-    residual = right_side - matrix @ guess
+    residual = right_side - _times(matrix, guess)
     direction = scaled = roughly(residual)
-    rho = (residual * scaled).sum(axis=0)
+    rho = _products(residual, scaled)
     for _ in range(ROUNDS):
         if (rho < DONE).any():
             break
-        image = matrix @ direction
-        step = rho / (direction * image).sum(axis=0)
-        guess = guess + step * direction
-        residual = residual - step * image
+        image = _times(matrix, direction)
+        step = rho / _products(direction, image)
+        guess += step * direction
+        residual -= step * image
         scaled = roughly(residual)
-        rho, before = (residual * scaled).sum(axis=0), rho
+        rho, before = _products(residual, scaled), rho
         direction = scaled + (rho / before) * direction
         check()
-    return guess
+    return guess.T
+
+
+def _times(matrix: Matrix, channels: Doubles) -> Doubles:
+    return np.stack([matrix @ channel for channel in channels])
+
+
+def _products(one: Doubles, other: Doubles) -> Doubles:
+    """(3, n), (3, n) -> (3, 1)."""
+    products: Doubles = np.einsum("cn,cn->c", one, other)[:, None]
+    return products
 
 
 def _rough_solver(matrix: Matrix, y: Whole, x: Whole) -> Callable[[Doubles], Doubles]:
-    """What is wanted at every size, added up (Bramble, Pasciak and Xu 1990, "Parallel multilevel preconditioners").
+    """What is wanted, (3, n), at every size, added up.
 
-    2 × 2 unknowns become one at the next size, until few enough are left to be solved at once.
+    After Bramble, Pasciak and Xu (1990, "Parallel multilevel preconditioners"): 2 × 2 unknowns become one at
+    the next size, until few enough are left to be solved at once.
     """
-    inverse = 1 / matrix.diagonal()[:, None]
     if len(y) <= DIRECT_SIZE:
         factors = splu(matrix.tocsc())
-        return lambda wanted: np.asarray(factors.solve(wanted))
+        return lambda wanted: np.ascontiguousarray(factors.solve(wanted.T).T)
+    inverse = 1 / matrix.diagonal()
     width = int(x.max()) // 2 + 1
     key, group = np.unique((y // 2) * width + x // 2, return_inverse=True)
     if len(key) == len(y):
@@ -146,4 +159,4 @@ def _rough_solver(matrix: Matrix, y: Whole, x: Whole) -> Callable[[Doubles], Dou
     gather = sparse.csr_matrix((np.ones(len(y)), (np.arange(len(y)), group)), shape=(len(y), len(key)))
     spread = gather.T.tocsr()
     coarser = _rough_solver((spread @ matrix @ gather).tocsr(), key // width, key % width)
-    return lambda wanted: inverse * wanted + coarser(spread @ wanted)[group]
+    return lambda wanted: inverse * wanted + coarser(_times(spread, wanted)).take(group, axis=1)

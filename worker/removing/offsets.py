@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ class _Search:
         """Take `source`, a patch for each (-1: none), where it is better."""
         distance = np.maximum(np.abs(self._y[source] - self._y), np.abs(self._x[source] - self._x))
         some = np.nonzero((source >= 0) & (source != self.best) & (distance >= self._nearest))[0]
-        cost = np.square(self._descriptors[some] - self._descriptors[source[some]]).sum(axis=1)
+        apart = self._descriptors.take(some, axis=0) - self._descriptors.take(source[some], axis=0)
+        cost = np.einsum("nd,nd->n", apart, apart)
         better = cost < self.cost[some]
         self.best[some[better]] = source[some[better]]
         self.cost[some[better]] = cost[better]
@@ -179,9 +181,11 @@ def _refine(scene: Scene, offsets: Whole, matches: Matches, factor: int, rng: np
     y, x, offset = matches.y[order] * factor, matches.x[order] * factor, matches.offset[order] * factor
     which = np.zeros((len(offsets), SUPPORTERS), np.int64)
     backwards, weight = np.zeros(which.shape, bool), np.zeros(which.shape, np.float32)
+    down, right = np.ascontiguousarray(offset.T)
     for index, each in enumerate(offsets):
-        forth = np.nonzero(np.abs(offset - each).max(axis=1) <= factor)[0][:SUPPORTERS]
-        back = np.nonzero(np.abs(offset + each).max(axis=1) <= factor)[0][: SUPPORTERS - len(forth)]
+        forth = np.nonzero((np.abs(down - each[0]) <= factor) & (np.abs(right - each[1]) <= factor))[0][:SUPPORTERS]
+        back = np.nonzero((np.abs(down + each[0]) <= factor) & (np.abs(right + each[1]) <= factor))[0]
+        back = back[: SUPPORTERS - len(forth)]
         count = len(forth) + len(back)
         which[index, :count] = np.concatenate([forth, back])
         backwards[index, len(forth) : count] = True
@@ -189,16 +193,17 @@ def _refine(scene: Scene, offsets: Whole, matches: Matches, factor: int, rng: np
     inner = np.arange(0, PATCH * factor, 2 * factor)
     rows = (y[which] + backwards * offset[which, 0])[..., None, None] + inner[:, None]
     columns = (x[which] + backwards * offset[which, 1])[..., None, None] + inner
-    own = look_up(scene.picture, rows, columns)
+    picture = scene.softened(1)
+    own = look_up(picture, rows, columns)
     best, best_cost = offsets.copy(), np.full(len(offsets), np.inf)
-    for down in range(-factor, factor + 1):
-        for right in range(-factor, factor + 1):
-            moved = offsets + np.array([down, right])
-            there = look_up(scene.picture, rows + moved[:, :1, None, None], columns + moved[:, 1:, None, None])
-            difference = np.square(there - own).sum(axis=(2, 3, 4)) / len(inner) ** 2
-            cost = (np.minimum(difference, PLAIN_MISMATCH) * weight).sum(axis=1)
-            better = cost < best_cost
-            best[better], best_cost[better] = moved[better], cost[better]
+    for step in itertools.product(range(-factor, factor + 1), repeat=2):
+        moved = offsets + np.array(step)
+        apart = look_up(picture, rows + moved[:, :1, None, None], columns + moved[:, 1:, None, None])
+        apart -= own
+        difference = np.einsum("oshwc,oshwc->os", apart, apart) / len(inner) ** 2
+        cost = (np.minimum(difference, PLAIN_MISMATCH) * weight).sum(axis=1)
+        better = cost < best_cost
+        best[better], best_cost[better] = moved[better], cost[better]
     return best
 
 
