@@ -38,8 +38,18 @@ class Matches:
     offset: Whole
 
 
-def find_offsets(scene: Scene, cells: Cells, wanted: int, rng: np.random.Generator, check: Callable[[], None]) -> Whole:
-    """About `wanted` offsets (k, 2) from which `cells` may be copied; (0, 2) where there is no place to copy from."""
+@dataclass(frozen=True)
+class Offsets:
+    """By how much to move, `moves` (k, 2), and how seldom the picture repeats itself by that, `rarity` (k,), 0..1."""
+
+    moves: Whole
+    rarity: Floats
+
+
+def find_offsets(
+    scene: Scene, cells: Cells, wanted: int, rng: np.random.Generator, check: Callable[[], None]
+) -> Offsets:
+    """About `wanted` offsets from which `cells` may be copied; none where there is no place to copy from."""
     height, width = scene.shape
     factor = max(1, math.ceil(math.sqrt(height * width / MATCHED_PIXELS)))
     rows, columns = height // factor, width // factor
@@ -49,12 +59,15 @@ def find_offsets(scene: Scene, cells: Cells, wanted: int, rng: np.random.Generat
     matches = match_patches(picture, usable, rng, check)
     hole: Flags = np.any(squares_of(scene.hole, factor), axis=(2, 3))
     peaks, counts = _gather(matches, hole)
-    chosen = _choose(scene, cells, peaks * factor, counts, wanted)
+    which = _choose(scene, cells, peaks * factor, counts, wanted)
+    chosen = peaks[which] * factor
+    rarity = 1 - np.sqrt(counts[which] / max(counts.max(initial=0), 1e-9))
     check()
     if factor > 1:
         chosen = _refine(scene, chosen, matches, factor, rng)
     extra = _extra(scene, cells, chosen)
-    return np.unique(np.concatenate([chosen, extra]), axis=0)
+    moves, first = np.unique(np.concatenate([chosen, extra]), axis=0, return_index=True)
+    return Offsets(moves=moves, rarity=np.concatenate([rarity, np.ones(len(extra))])[first].astype(np.float32))
 
 
 def match_patches(picture: Floats, usable: Flags, rng: np.random.Generator, check: Callable[[], None]) -> Matches:
@@ -157,7 +170,7 @@ def _gather(matches: Matches, hole: Flags) -> tuple[Whole, Floats]:
 
 
 def _choose(scene: Scene, cells: Cells, offsets: Whole, counts: Floats, wanted: int) -> Whole:
-    """Up to `wanted` of them: frequent ones, so that as many cells as possible have as many as possible."""
+    """Which, up to `wanted` of them: frequent ones, so that as many cells as possible have as many as possible."""
     serves = valid_moves(scene, cells, cells.everyone, np.broadcast_to(offsets, (len(cells), *offsets.shape)))
     worth = np.sqrt(counts)
     choices = np.zeros(len(cells), np.float32)
@@ -170,7 +183,7 @@ def _choose(scene: Scene, cells: Cells, offsets: Whole, counts: Floats, wanted: 
         chosen.append(index)
         worth[index] = 0
         choices += serves[:, index]
-    return offsets[chosen]
+    return np.array(chosen, np.int64)
 
 
 def _refine(scene: Scene, offsets: Whole, matches: Matches, factor: int, rng: np.random.Generator) -> Whole:
