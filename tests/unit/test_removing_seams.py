@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from tests.removal_scene import disc, with_thing
 from worker.removing.blending import correct
 from worker.removing.fill import fill
-from worker.removing.scene import Scene
+from worker.removing.offsets import find_offsets
+from worker.removing.scene import Scene, cut
 from worker.removing.seams import Blocks, mismatch, seam_costs
 from worker.removing.steps import steps_around
 
@@ -110,3 +111,13 @@ def test_bricks_stay_regular_with_every_seed(seed: int) -> None:
     result = fill(with_thing(picture, hole), hole, seed=seed)
     error = np.square(result[hole].astype(float) - picture[hole]).mean()
     assert 10 * np.log10(255**2 / error) > 31
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_offsets_found_at_half_the_size_are_exact_at_full_size(seed: int) -> None:
+    y, x = np.mgrid[:256, :256]
+    grain = np.random.default_rng(3).normal(0, 4, (256, 256, 1))
+    picture = np.where(((x + y) // 12 % 2)[..., None] > 0, (40.0, 90.0, 160.0), (230.0, 225.0, 210.0)) + grain
+    scene = a_scene(picture.astype(np.float32), disc(256, 256, 40))
+    found = find_offsets(scene, cut(scene.hole, 4), 40, np.random.default_rng(seed), lambda: None)
+    assert np.mean(found.moves.sum(axis=1) % 24 == 0) > 0.9

@@ -204,8 +204,10 @@ def _refine(scene: Scene, offsets: Whole, matches: Matches, factor: int, rng: np
         backwards[index, len(forth) : count] = True
         weight[index, :count] = 1
     inner = np.arange(0, PATCH * factor, 2 * factor)
-    rows = (y[which] + backwards * offset[which, 0])[..., None, None] + inner[:, None]
-    columns = (x[which] + backwards * offset[which, 1])[..., None, None] + inner
+    # Staggered: samples in a plain grid all miss the edges of what is as regular as they are.
+    stagger = 2 * factor * np.arange(len(inner)) // len(inner)
+    rows = (y[which] + backwards * offset[which, 0])[..., None, None] + inner[:, None] + stagger
+    columns = (x[which] + backwards * offset[which, 1])[..., None, None] + inner + stagger[:, None]
     picture = scene.softened(1)
     own = look_up(picture, rows, columns)
     best, best_cost = offsets.copy(), np.full(len(offsets), np.inf)
