@@ -28,7 +28,7 @@ def correct(scene: Scene, offset: Whole, check: Callable[[], None]) -> Floats:
     `offset` (n, 2): from where each pixel is copied. The corrections u of neighbours p, q minimise
     Σ w (u_p − u_q − t)²: t = 0 inside one copied piece; at a seam, what makes the step there the mean of both
     pieces' own steps (compositing in the gradient domain, after Pérez et al. 2003); at the rim, what makes the
-    piece go on as the known pixel does. w falls with the height of the step.
+    piece go on as the known pixel does. t and w come from `steps_around`.
     """
     y, x = np.nonzero(scene.hole)
     copied = look_up(scene.picture, y + offset[:, 0], x + offset[:, 1]).astype(np.float64)
