@@ -221,16 +221,20 @@ class JobStore(DueTimes, Roster):
 
     # -- the worker's side ------------------------------------------------------------------------
 
-    def claim_next(self, *, worker: str, resident_models: Collection[str] = ()) -> InpaintJob | None:
+    def claim_next(
+        self, *, worker: str, resident_models: Collection[str] = (), full_models: Collection[str] = ()
+    ) -> InpaintJob | None:
         """Take the job whose turn it is: highest priority, then round robin over keys, then oldest.
 
-        A job whose model is resident may go first, until another has waited `model_patience_seconds`.
+        A job whose model is resident may go first, until another has waited `model_patience_seconds`. Jobs of
+        `full_models` are left for later, or for another worker; only the first few of each key are looked at.
         """
         arguments = (
             self._settings.lease_seconds,
             self._settings.model_patience_seconds,
             json.dumps(list(resident_models)) if resident_models else "[]",
             json.dumps(PRIORITIES),
+            json.dumps(list(full_models)) if full_models else "[]",
         )
         with redis_outages():
             claim = self._claim(self._given_now(), *arguments)

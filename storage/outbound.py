@@ -1,9 +1,9 @@
 """The one guarded door to user-supplied addresses: pictures come in by GET, webhooks go out by POST.
 
-What `ssrfguard` does right is used as it is: its table of addresses (with what IPv6 forms carry inside), its reading
-of hosts, one lookup whose every answer is checked, and a connection to the very address that was checked. Its
-`requests` session is not: `requests` reads the whole body of a redirect, and its time-outs start anew with every
-received byte. So the exchange is made here with `http.client`, under one deadline for everything.
+What `ssrfguard` does right is used as it is: one lookup whose every answer is checked, and a connection to the very
+address that was checked. Its `requests` session is not: `requests` reads the whole body of a redirect, and its
+time-outs start anew with every received byte. So the exchange is made here with `http.client`, under one deadline for
+everything.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from threading import BoundedSemaphore, Thread
 from typing import Any, Final, cast
-from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import certifi
 import ssrfguard
 import urllib3
-from ssrfguard import AddressTable, Block, BlockedAddressError, Policy, Reach, SSRFGuardError, Target
+from ssrfguard import BlockedAddressError, Target
+
+from storage.outbound_rules import AddressRules, OutboundRefused, Place, joined, not_public
+
+__all__ = ["Answer", "Fetched", "OutboundDoor", "OutboundFailed", "OutboundReason", "OutboundRefused"]
 
 MAX_REDIRECTS: Final = 3
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -36,29 +39,6 @@ _CHUNK_BYTES: Final = 1 << 16
 _MAX_ADDRESSES: Final = 4
 _MAX_LOOKUPS: Final = 64
 _USER_AGENT: Final = "inpaintd"
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-# What may stand in an address as it is; everything else is sent percent-encoded.
-_UNQUOTED: Final = "%/:=&?~#+!$,;'@()*[]"
-
-_FIRST_UNPRIVILEGED_PORT: Final = 1024
-# Above 1023, where services listen that must never be spoken to: what browsers block (the Fetch standard's "bad
-# ports"), then databases, queues and control planes, which answer whoever the network lets through.
-_FOREIGN_PORTS: Final = frozenset(
-    {1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6679, 6697, 10080, *range(6665, 6670)}
-) | frozenset(
-    {1433, 1521, 2181, 2375, 2376, 2379, 2380, 3306, 3389, 5432, 5672, 5900, 5984, 6379, 6443, 9042, 9092, 9200}
-    | {9300, 10250, 10255, 11211, 15672, 26379, 27017, 27018, 27019}
-)
-
-# Stricter than the registries: of IPv6 only what is handed out as global unicast, and none of the anycast addresses
-# that the nearest router answers.
-_ADDRESSES: Final = AddressTable(
-    (
-        *(block for block in ssrfguard.DEFAULT_DENIED.blocks if block.reach is not Reach.PERMITTED),
-        Block(ip_network("::/0"), "Not global unicast", "RFC4291", Reach.DENIED),
-        Block(ip_network("2000::/3"), "Global unicast", "RFC4291", Reach.PERMITTED),
-    )
-)
 
 
 class OutboundReason(StrEnum):
@@ -78,10 +58,6 @@ _SENTENCES: Final = {
     OutboundReason.TOO_MANY_REDIRECTS: f"the address redirects more than {MAX_REDIRECTS} times",
     OutboundReason.BAD_STATUS: "the address answered with status",
 }
-
-
-class OutboundRefused(Exception):
-    """This address may never be called. The text is safe to show: it repeats no part of the address."""
 
 
 class OutboundFailed(Exception):
@@ -114,15 +90,6 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A URL that was read once: where to connect, and what to ask for there."""
-
-    target: Target
-    host_header: str
-    path: str
-
-
-@dataclass(frozen=True)
 class _Deadline:
     at: float
 
@@ -134,12 +101,10 @@ class _Deadline:
 
 
 class OutboundDoor:
-    """Opens addresses that strangers name, where they are public or in `allowed_private_networks`.
+    """Opens addresses that strangers name, where they are public or in `allowed_private_networks`: see AddressRules.
 
-    Ports: in an allowed private network all; elsewhere 80, 443 and the unprivileged ones, less those on which other
-    services than the web's are known to listen. `look_up` stands in for `socket.getaddrinfo`; what it answers is
-    checked all the same. Safe to share between threads; every call opens and closes its own connection. No proxy,
-    no netrc, no cookie is ever used.
+    `look_up` stands in for `socket.getaddrinfo`; what it answers is checked all the same. Safe to share between
+    threads; every call opens and closes its own connection. No proxy, no netrc, no cookie is ever used.
     """
 
     def __init__(
@@ -148,8 +113,7 @@ class OutboundDoor:
         allowed_private_networks: Sequence[IPv4Network | IPv6Network] = (),
         look_up: Callable[..., Any] = socket.getaddrinfo,
     ) -> None:
-        self._allowed = tuple(allowed_private_networks)
-        self._policy = Policy(denied_networks=_ADDRESSES, allowed_networks=self._allowed)
+        self._rules = AddressRules(allowed_private_networks)
         self._look_up = look_up
         self._lookups = BoundedSemaphore(_MAX_LOOKUPS)
         self._tls = ssl.create_default_context()
@@ -157,7 +121,7 @@ class OutboundDoor:
 
     def check(self, url: str) -> None:
         """Raise `OutboundRefused` for what the address itself gives away. No I/O: where a name leads is seen later."""
-        self._read(url)
+        self._rules.read(url)
 
     def get(self, url: str, *, max_bytes: int, timeout_seconds: float) -> Fetched:
         """The decoded body of a 2xx answer, after at most `MAX_REDIRECTS` redirects, each checked like the first.
@@ -171,7 +135,7 @@ class OutboundDoor:
             with self._exchange("GET", url, None, headers, deadline) as answer:
                 location = answer.getheader("location")
                 if answer.status in _REDIRECTS and location:
-                    url = _joined(url, location)
+                    url = joined(url, location)
                     continue
                 if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of successes
                     raise OutboundFailed(OutboundReason.BAD_STATUS, status=answer.status)
@@ -196,7 +160,7 @@ class OutboundDoor:
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], deadline: _Deadline
     ) -> Iterator[HTTPResponse]:
         """One request and the head of its answer; the connection is closed at the end of the block."""
-        place = self._read(url)
+        place = self._rules.read(url)
         status = None
         try:
             with closing(self._connect(place.target, deadline)) as connected:
@@ -211,71 +175,16 @@ class OutboundDoor:
         except (OSError, HTTPException, urllib3.exceptions.HTTPError) as error:
             raise OutboundFailed(OutboundReason.UNREACHABLE, status=status) from error
 
-    def _read(self, url: str) -> _Place:
-        """Refusals are worded anew: the library's repeat the whole address, with whatever secret stands in it."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
-            path = quote(parts.path or "/", safe=_UNQUOTED)
-            if parts.query:
-                path += f"?{quote(parts.query, safe=_UNQUOTED)}"
-        except ValueError:
-            raise OutboundRefused("the address is not well-formed") from None
-        if parts.scheme not in _DEFAULT_PORTS:
-            raise OutboundRefused("only http and https addresses are opened")
-        if parts.username is not None or parts.password is not None:
-            raise OutboundRefused("an address with a user name or password is not opened")
-        target = self._target(url, parts, port)
-        self._check_port_of_host(target)
-        return _Place(target=target, host_header=_host_header(target), path=path)
-
-    def _target(self, url: str, parts: SplitResult, port: int) -> Target:
-        policy = replace(self._policy, allowed_ports=frozenset({port or _DEFAULT_PORTS[parts.scheme]}))
-        try:
-            target = policy.check_url(url)
-        except SSRFGuardError as refused:
-            if isinstance(refused.__cause__, BlockedAddressError):
-                raise _not_public() from None
-            raise OutboundRefused("the address is not well-formed") from None
-        if not target.is_literal_address:
-            self._check_name(target.host.rstrip("."))
-        return target
-
-    def _check_name(self, host: str) -> None:
-        """Names that are addresses in disguise: `0x7f.1` to the system's resolver, and this machine's own name."""
-        if host == "localhost" or host.endswith(".localhost"):
-            if not any(self._is_allowed(address) for address in (IPv4Address("127.0.0.1"), IPv6Address("::1"))):
-                raise _not_public()
-            return
-        try:
-            socket.inet_aton(host)
-        except OSError:
-            return
-        raise OutboundRefused("the address is not well-formed")
-
-    def _check_port_of_host(self, target: Target) -> None:
-        if target.address is not None:
-            self._check_port(target.port, target.address)
-        elif not self._allowed and not _is_web_port(target.port):
-            raise _port_refused(target.port)
-
-    def _check_port(self, port: int, address: IPv4Address | IPv6Address) -> None:
-        if not _is_web_port(port) and not self._is_allowed(address):
-            raise _port_refused(port)
-
-    def _is_allowed(self, address: IPv4Address | IPv6Address) -> bool:
-        return any(address in network for network in self._allowed)
-
     def _connect(self, target: Target, deadline: _Deadline) -> socket.socket:
         """Connect to an address of the one lookup; the certificate is held against the name, not the address."""
         addresses = self._resolve(target, deadline)[:_MAX_ADDRESSES]
         for tried, address in enumerate(addresses):
             share_seconds = deadline.left() / (len(addresses) - tried)
             try:
-                connected = ssrfguard.connect((address,), policy=self._policy, timeout=share_seconds)
+                connected = ssrfguard.connect((address,), policy=self._rules.policy, timeout=share_seconds)
                 break
             except BlockedAddressError:
-                raise _not_public() from None
+                raise not_public() from None
             except OSError:
                 if tried + 1 == len(addresses):
                     raise
@@ -291,13 +200,13 @@ class OutboundDoor:
     def _resolve(self, target: Target, deadline: _Deadline) -> tuple[ssrfguard.Address, ...]:
         look_up = socket.getaddrinfo if target.is_literal_address else partial(self._look_up_until, deadline)
         try:
-            addresses = ssrfguard.resolve(target, policy=self._policy, resolver=look_up)
+            addresses = ssrfguard.resolve(target, policy=self._rules.policy, resolver=look_up)
         except BlockedAddressError:
-            raise _not_public() from None
+            raise not_public() from None
         except (socket.gaierror, UnicodeError) as error:
             raise OutboundFailed(OutboundReason.UNRESOLVED) from error
         for address in addresses:
-            self._check_port(target.port, address.ip)
+            self._rules.check_port(target.port, address.ip)
         return addresses
 
     def _look_up_until(self, deadline: _Deadline, *question: object) -> Any:
@@ -343,7 +252,7 @@ class _TimedReader(io.RawIOBase):
 def _ask(
     connected: socket.socket,
     method: str,
-    place: _Place,
+    place: Place,
     body: bytes | None,
     headers: Mapping[str, str],
     *,
@@ -382,29 +291,3 @@ def _body(answer: HTTPResponse, max_bytes: int) -> bytes:
 
 def _headers(answer: HTTPResponse) -> urllib3.HTTPHeaderDict:
     return urllib3.HTTPHeaderDict(answer.headers.items())
-
-
-def _joined(url: str, location: str) -> str:
-    """Where a redirect leads. Headers are read as Latin-1, while servers write UTF-8, and some leave blanks."""
-    try:
-        return urljoin(url, quote(location.encode("latin-1"), safe=_UNQUOTED))
-    except ValueError:
-        raise OutboundRefused("the address is not well-formed") from None
-
-
-def _host_header(target: Target) -> str:
-    host = target.host.rstrip(".")
-    host = f"[{host}]" if ":" in host else host
-    return host if target.port == _DEFAULT_PORTS[target.scheme] else f"{host}:{target.port}"
-
-
-def _is_web_port(port: int) -> bool:
-    return port in _DEFAULT_PORTS.values() or (port >= _FIRST_UNPRIVILEGED_PORT and port not in _FOREIGN_PORTS)
-
-
-def _not_public() -> OutboundRefused:
-    return OutboundRefused("the address is not public")
-
-
-def _port_refused(port: int) -> OutboundRefused:
-    return OutboundRefused(f"port {port} is not opened")

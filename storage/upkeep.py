@@ -58,9 +58,10 @@ class Upkeep:
         """Replace tickets that were lost, or never sent because the broker was down just then.
 
         A ticket may be on its way still, so only what was missing in the last round too is replaced; one too
-        many finds no job and ends.
+        many finds no job and ends. What living workers owe they send themselves.
         """
-        missing = max(0, self._jobs.waiting_count() - self._queue.tickets())
+        owed = sum(int(worker.get("tickets_owed", 0)) for worker in self._jobs.workers())
+        missing = max(0, self._jobs.waiting_count() - self._queue.tickets() - owed)
         lost = min(missing, self._missing_before, TICKETS_AT_ONCE)
         self._missing_before = missing - lost
         for _ in range(lost):

@@ -24,6 +24,7 @@ from tests.fake_engine import FakeEngine
 from tests.jobs import a_job
 from worker.clerk import Clerk
 from worker.inputs import Sources
+from worker.places import places_for
 from worker.safety import Safety
 from worker.settings import WorkerSettings
 from worker.tasks import Workshop
@@ -97,16 +98,18 @@ class Scene:
         )
         clerk.open()
         door = OutboundDoor(allowed_private_networks=self.storage.allowed_private_networks)
+        catalog = load_catalog(self.storage)
         return Workshop(
             name="test",
             jobs=self.jobs,
             queue=self.queue,
             images=self.images,
             sources=Sources(images=self.images, jobs=self.jobs, door=door, settings=settings),
-            catalog=load_catalog(self.storage),
+            catalog=catalog,
             engine=self.engine,
             safety=Safety(self.safety_checker, self.engine, lambda: torch.device("cpu")),
             clerk=clerk,
+            places=places_for(catalog, settings),
             settings=settings,
             max_attempts=self.storage.max_attempts,
             unfit=clerk.close,

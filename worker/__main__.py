@@ -36,6 +36,7 @@ from worker.errors import JobFailed, WorkerUnfit
 from worker.inputs import Sources
 from worker.masks import KEEP, REPAINT
 from worker.painters import Painters, StartedPainter
+from worker.places import places_for
 from worker.previewer import Previewed, Previewer
 from worker.removals import Removals
 from worker.safety import Safety
@@ -183,6 +184,7 @@ def run(engine: EngineProcess, catalog: ModelCatalog, storage: StorageSettings, 
         engine=painters,
         safety=Safety(catalog.addons.safety_checker, engine, lambda: choose_device(settings)),
         clerk=clerk,
+        places=places_for(catalog, settings),
         settings=settings,
         max_attempts=storage.max_attempts,
         unfit=closing.begin_unfit,

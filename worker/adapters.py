@@ -26,6 +26,7 @@ from worker.models import Load
 from worker.sample import Painting
 from worker.shelf import POLL_SECONDS, Check, Shelf, Sized
 from worker.vaes import BadVae, LoadedVae, load_vae
+from worker.versions import Version, version_of
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +39,7 @@ class Adapters:
     """The LoRAs, VAEs and IP-adapters of the models file, those in use and the last ones in memory.
 
     Safe to use from many threads. `loading` is held while a library builds something: it must not do that
-    beside the loading of a model.
+    beside the loading of a model. A file that has been replaced is read again by the next painting that needs it.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class Adapters:
             loras = join_loras([self._fit_lora(model, use, held, check) for use in uses])
             fitted = dataclasses.replace(model, loras=loras, plain=model)
             if painting.vae is not None:
-                vae = self._vae(model, painting.vae, held, check).vae
-                fitted = dataclasses.replace(fitted, vae=vae, vae_id=painting.vae)
+                loaded, version = self._vae(model, painting.vae, held, check)
+                fitted = dataclasses.replace(fitted, vae=loaded.vae, vae_id=f"{painting.vae} {version}")
             if painting.look is not None:
                 fitted = dataclasses.replace(fitted, looker=self._looker(model, painting.look.adapter, held, check))
             yield fitted
@@ -87,30 +88,32 @@ class Adapters:
             read_lora, addon.path, unet_config, family=addon.family, device=model.device, dtype=model.dtype
         )
         with _blaming("LoRA", use.id, model):
-            return model.lora_host.fit(use, self._take(key, read, held, check))
+            lora, version = self._take(key, addon.path, read, held, check)
+            return model.lora_host.fit(use, lora, version)
 
-    def _vae(self, model: LoadedModel, name: str, held: ExitStack, check: Check) -> LoadedVae:
+    def _vae(self, model: LoadedModel, name: str, held: ExitStack, check: Check) -> tuple[LoadedVae, Version]:
         addon = find_addon(self._addons.vaes, name)
         if addon is None:
             raise _unavailable("VAE", name, model, "it is not in the models file any more")
 
         load = self._alone(functools.partial(load_vae, addon.path, device=model.device, dtype=model.dtype), check)
         with _blaming("VAE", name, model):
-            loaded: LoadedVae = self._take(("vae", addon.id), load, held, check)
+            loaded, version = self._take(("vae", addon.id), addon.path, load, held, check)
         if loaded.latent_factor != model.latent_factor:
             raise _unavailable("VAE", name, model, "its latents are of another size than the model's")
-        return loaded
+        return loaded, version
 
     def _looker(self, model: LoadedModel, adapter: IpAdapter, held: ExitStack, check: Check) -> Looker:
-        def take(kind: str, path: Path, load: Callable[..., Sized]) -> Any:
+        def take(kind: str, path: Path, load: Callable[..., Sized]) -> tuple[Any, Version]:
             here = functools.partial(load, path, device=model.device, dtype=model.dtype)
-            return self._take((kind, path), self._alone(here, check), held, check)
+            return self._take((kind, path), path, self._alone(here, check), held, check)
 
         with _blaming("IP-adapter", adapter.id, model):
-            weights = take("ip_adapter", adapter.path, load_weights)
+            weights, version = take("ip_adapter", adapter.path, load_weights)
             # Several adapters share one.
-            encoder = take("image_encoder", adapter.image_encoder, load_image_encoder)
-            return fit_looker(adapter, weights, encoder, model.cross_attentions)
+            encoder, encoder_version = take("image_encoder", adapter.image_encoder, load_image_encoder)
+            looker = fit_looker(adapter, weights, encoder, model.cross_attentions)
+        return dataclasses.replace(looker, version=version, encoder_version=encoder_version)
 
     def _alone(self, load: Callable[[], Sized], check: Check) -> Callable[[], Sized]:
         """The same, while nothing else is loaded."""
@@ -125,8 +128,12 @@ class Adapters:
 
         return hold_and_load
 
-    def _take(self, key: Hashable, load: Callable[[], Sized], held: ExitStack, check: Check) -> Any:
-        return held.enter_context(self.shelf.hold(key, load, check))
+    def _take(
+        self, key: Hashable, path: Path, load: Callable[[], Sized], held: ExitStack, check: Check
+    ) -> tuple[Any, Version]:
+        # Asked before it is read: what changes in between is read once more by the next one, and never missed.
+        version = version_of(path)
+        return held.enter_context(self.shelf.hold(key, load, check, version=version)), version
 
 
 @contextmanager

@@ -151,15 +151,18 @@ class Clerk:
             return list(self._claims.values())
 
     def owe_ticket(self) -> None:
-        """A ticket was taken without a claim: it is sent again later, when this worker takes no more."""
+        """A ticket was taken, and its job left to wait: it is sent again later."""
         with self._lock:
             self._owed_tickets += 1
 
-    def settle_tickets(self) -> None:
+    def settle_tickets(self, at_most: int | None = None) -> None:
         """Send the tickets owed. Raises StorageUnavailable."""
         with self._lock:
-            owed, self._owed_tickets = self._owed_tickets, 0
-        for _ in range(min(owed, self._jobs.waiting_count())):
+            settled = self._owed_tickets if at_most is None else min(at_most, self._owed_tickets)
+            self._owed_tickets -= settled
+        if not settled:
+            return
+        for _ in range(min(settled, self._jobs.waiting_count())):
             self._queue.send_ticket()
 
     # -- the thread -------------------------------------------------------------------------------
@@ -185,6 +188,8 @@ class Clerk:
             self._beat()
             now = time.monotonic()
             if self._open_for_work and now >= self._next_report:
+                # Some at a time: another worker may have a place for these jobs, or this one turns them away once more.
+                self.settle_tickets(at_most=self._settings.worker_threads)
                 self._jobs.heartbeat_worker(self._worker, self._report())
                 self._next_report = now + REPORT_SECONDS
             if now >= self._next_upkeep:
@@ -243,4 +248,5 @@ class Clerk:
             "resident_models": sorted(self._engine.resident_models()),
             "jobs": len(self.claims()),
             "threads": self._settings.worker_threads,
+            "tickets_owed": self._owed_tickets,
         }

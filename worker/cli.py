@@ -34,6 +34,8 @@ KINDS = {
     "embeddings": "textual inversion",
     CHECKER: "safety checker",
 }
+READ_AGAIN = "Where a file is replaced under its name, the next job that uses it has the new one."
+READ_ONCE = "Workers that have it loaded go on with what they have read: restart them after a change."
 
 ModelName = Annotated[str, typer.Argument(help="The model's id or one of its aliases.")]
 AnyName = Annotated[str, typer.Argument(help="Id or alias of a model or add-on; or safety_checker.")]
@@ -175,6 +177,7 @@ def check(
         says += f"; by the models file it predicts {entry.prediction_type}"
     console.print(f"{entry.id} is {says}.", markup=False, soft_wrap=True)
     _print_hashes(files.weights)
+    console.print(READ_ONCE, soft_wrap=True)
     if files.family != entry.family:
         raise _stop(f"{entry.id} does not work: it is of family {files.family}, the models file says {entry.family}")
     if paint:
@@ -215,6 +218,7 @@ def _check_addon(catalog: ModelCatalog, name: str) -> None:
             raise _stop(f"{name} cannot be used: the models file says that it is a {KINDS[section]}")
         if found.family is not None and found.family != family:
             raise _stop(f"{name} cannot be used: the models file says that it is of family {family}")
+        console.print(READ_ONCE if section == CHECKER else READ_AGAIN, soft_wrap=True)
     for _section, addon in named:
         if isinstance(addon, IpAdapter) and not (addon.image_encoder / "config.json").is_file():
             raise _stop(f"{name} cannot be used: its image encoder's folder has no config.json")

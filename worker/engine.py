@@ -168,7 +168,7 @@ class Engine:
             return {run.painting.job_id: run.progress for run in self._runs}
 
     def previews(self, job_ids: Collection[str]) -> dict[str, Preview]:
-        """What the first picture of each of these jobs looks like so far, under 50 kB, of those that run.
+        """What the first picture of each of these jobs looks like so far, made small, of those that run.
 
         Blocks for a step at most.
         """

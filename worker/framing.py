@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,9 @@ from worker.masks import composite, covered, scale_strength
 
 CONTEXT_SHARE = 0.25
 """Of the mask's longer side, seen beyond it on each side, so that what is painted fits in."""
+
+SMALL_SIDE = 256
+"""A picture of this size is under 50 kB as a JPEG, whatever it shows."""
 
 Picture = NDArray[np.uint8]
 
@@ -60,6 +65,30 @@ class Frame:
         return result
 
 
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """A picture (H, W, 3) of which only a frame is worked on, for whoever wants to see all of it, if small."""
+
+    picture: Picture = field(repr=False)
+    frame: Frame
+
+    @cached_property
+    def small(self) -> Picture:
+        """At most SMALL_SIDE pixels along a side. Made at the first call, since it is seldom asked for."""
+        height, width = self.picture.shape[:2]
+        longer = max(height, width)
+        side = min(SMALL_SIDE, longer)
+        size = (max(1, width * side // longer), max(1, height * side // longer))
+        small: Picture = cv2.resize(self.picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+        return small
+
+    @property
+    def small_part(self) -> tuple[slice, slice]:
+        """The rows and columns of the small picture where the frame lies: one of each at least."""
+        (small_height, small_width), (height, width) = self.small.shape[:2], self.picture.shape[:2]
+        return _scaled(self.frame.rows, small_height, height), _scaled(self.frame.columns, small_width, width)
+
+
 def frame_for(mask: Picture, entry: ModelEntry) -> Frame:
     """The whole picture where the model can work at its size; else a square around the mask, within the picture.
 
@@ -87,3 +116,8 @@ def _around(part: slice, length: int, limit: int) -> slice:
 
 def _moved(part: slice, pixels: int) -> slice:
     return slice(part.start + pixels, part.stop + pixels)
+
+
+def _scaled(part: slice, length: int, length_before: int) -> slice:
+    start = min(round(part.start * length / length_before), length - 1)
+    return slice(start, max(start + 1, round(part.stop * length / length_before)))

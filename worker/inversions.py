@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import structlog
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from storage.addons import Addons, Embedding, find_addon
 from worker.errors import AddonUnavailable
@@ -110,7 +110,8 @@ def _read(path: Path, token: str, _size: int, _time: int) -> Inversion:
     if path.suffix != SUFFIX:
         raise BadInversion("only safetensors files are read")
     try:
-        tensors = load_file(path)
+        # Not mapped: the file may be overwritten while this is in use.
+        tensors = load(path.read_bytes())
     except SafetensorError as error:
         raise BadInversion("it is not a whole safetensors file") from error
     keys = next((keys for keys in (TWO_ENCODERS, ONE_ENCODER) if tensors.keys() == set(keys)), tuple(tensors))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from transformers import CLIPVisionModelWithProjection
 
 SUFFIX = ".safetensors"
@@ -57,7 +57,8 @@ def load_weights(path: Path, *, device: torch.device, dtype: torch.dtype) -> IpA
     if path.suffix != SUFFIX:
         raise BadIpAdapter("only safetensors files are read")
     try:
-        tensors = load_file(path)
+        # Not mapped: the file may be overwritten while this is in use.
+        tensors = load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise BadIpAdapter("it is not there, or not a whole safetensors file") from error
     projection_state = _below(PROJECTION, tensors)
@@ -94,7 +95,12 @@ def load_image_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype
 
     try:
         model, report = CLIPVisionModelWithProjection.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=dtype
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=dtype,
+            disable_mmap=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadIpAdapter("its image encoder is not there, or cannot be read") from error

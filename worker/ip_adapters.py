@@ -17,6 +17,7 @@ from storage.job import IpAdapterUse
 from worker.encodings import PictureEncodings
 from worker.errors import AddonUnavailable
 from worker.ip_adapter_files import BadIpAdapter, ImageEncoder, IpAdapterWeights
+from worker.versions import Version
 
 ID_FIELD = "ip_adapter_id"
 MAX_STRIP = 4
@@ -33,11 +34,18 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Looker:
-    """An adapter that fits a model, with its image encoder."""
+    """An adapter that fits a model, with its image encoder; what of their files was read."""
 
     adapter: IpAdapter
     weights: IpAdapterWeights
     encoder: ImageEncoder
+    version: Version = ()
+    encoder_version: Version = ()
+
+    @property
+    def name(self) -> tuple[str, Version]:
+        """Equal for those that may share a call."""
+        return self.adapter.id, self.version
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +97,8 @@ def fit_looker(
 def prepare_look(looker: Looker, look: Look) -> PreparedLook:
     """What needs no device."""
     digest = hashlib.sha256(
-        f"{looker.adapter.image_encoder} {looker.weights.sees_patches} {look.picture.shape}".encode()
+        f"{looker.adapter.image_encoder} {looker.encoder_version} {looker.weights.sees_patches} "
+        f"{look.picture.shape}".encode()
     )
     digest.update(np.ascontiguousarray(look.picture).data)
     middle = _middle(Image.fromarray(look.picture))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from storage.model_catalog import ModelEntry, NoWeights, SingleFile
+from storage.model_catalog import Folder, Hub, ModelEntry, NoWeights, SingleFile
 from worker.checkpoints import NAMES, write_configs
 from worker.encodings import PictureEncodings
 from worker.graphs import GraphedUNet
@@ -133,13 +133,7 @@ def load_model(
     files = find_files(entry.source)
     if files.family != entry.family:
         raise BadModelFiles(f"its files are of family {files.family}, the models file says {entry.family}")
-    if isinstance(entry.source, SingleFile):
-        parts = _load_single_file(entry.source, files, dtype)
-    else:
-        parts = _load_folder(files.root or entry.source.path, files, dtype)
-    if entry.prediction_type is not None:
-        parts["scheduler_config"] = {**parts["scheduler_config"], "prediction_type": entry.prediction_type}
-    _check_family(parts, files.family)
+    parts = _load_parts(entry, entry.source, files, dtype)
     for name in WEIGHT_PARTS[files.family]:
         parts[name].to(device).eval().requires_grad_(False)
     parts["vae"].to(vae_dtype(parts["vae"], dtype))
@@ -169,6 +163,20 @@ def load_model(
         native_size=entry.native_size,
         lora_host=lora_host,
     )
+
+
+def _load_parts(
+    entry: ModelEntry, source: Folder | Hub | SingleFile, files: ModelFiles, dtype: torch.dtype
+) -> dict[str, Any]:
+    """As the files have them, but for what the models file knows better. Raises BadModelFiles."""
+    if isinstance(source, SingleFile):
+        parts = _load_single_file(source, files, dtype)
+    else:
+        parts = _load_folder(files.root or source.path, files, dtype)
+    if entry.prediction_type is not None:
+        parts["scheduler_config"] = {**parts["scheduler_config"], "prediction_type": entry.prediction_type}
+    _check_family(parts, files.family)
+    return parts
 
 
 def _prompt_encoder(parts: Mapping[str, Any], files: ModelFiles, cache_entries: int) -> PromptEncoder:

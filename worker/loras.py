@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, linear
 
 from storage.job import LoraUse
 from worker.lora_files import TEXT_ENCODERS, UNET, BadLora, Lora, LowRank
+from worker.versions import Version
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +36,8 @@ class Addend:
 
 
 Addends = tuple[Addend, ...]
+# A use of a file that was as it was then: uses of what it has become since are others.
+Wear = tuple[LoraUse, Version]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +48,8 @@ class LoraSet:
     change what prompts are encoded to.
     """
 
-    uses: tuple[LoraUse, ...] = ()
-    text_uses: tuple[LoraUse, ...] = ()
+    uses: tuple[Wear, ...] = ()
+    text_uses: tuple[Wear, ...] = ()
     layers: Mapping[Module, Addends] = field(default_factory=dict)
 
 
@@ -58,6 +61,7 @@ class FittedLora:
     """One LoRA, its layers found in one model."""
 
     use: LoraUse
+    version: Version
     layers: Mapping[Module, Addend]
     changes_texts: bool
 
@@ -70,8 +74,8 @@ def join_loras(loras: Sequence[FittedLora]) -> LoraSet:
         for module, addend in lora.layers.items():
             layers[module].append(addend)
     return LoraSet(
-        uses=tuple(lora.use for lora in ordered),
-        text_uses=tuple(lora.use for lora in ordered if lora.changes_texts),
+        uses=tuple((lora.use, lora.version) for lora in ordered),
+        text_uses=tuple((lora.use, lora.version) for lora in ordered if lora.changes_texts),
         layers={module: tuple(addends) for module, addends in layers.items()},
     )
 
@@ -92,7 +96,7 @@ class LoraHost:
         self.switches = 0
 
     @property
-    def worn(self) -> tuple[LoraUse, ...]:
+    def worn(self) -> tuple[Wear, ...]:
         return self._worn.uses
 
     @property
@@ -100,7 +104,7 @@ class LoraHost:
         """Whether anything is on."""
         return bool(self._worn.uses)
 
-    def fit(self, use: LoraUse, lora: Lora) -> FittedLora:
+    def fit(self, use: LoraUse, lora: Lora, version: Version) -> FittedLora:
         """Raises BadLora where it was not made for this model."""
         found: dict[Module, Addend] = {}
         strangers = 0
@@ -117,7 +121,7 @@ class LoraHost:
             raise BadLora("it was made for another family of models: most of its layers are not there")
         if strangers:
             log.warning("lora_layers_ignored", lora=use.id, ignored=strangers, used=len(found))
-        return FittedLora(use, found, changes_texts=any(lora.parts.get(name) for name in TEXT_ENCODERS))
+        return FittedLora(use, version, found, changes_texts=any(lora.parts.get(name) for name in TEXT_ENCODERS))
 
     def put_on(self, loras: LoraSet) -> None:
         """Instead of what is on."""

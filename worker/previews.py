@@ -48,15 +48,23 @@ def make_preview(sample: Sample, prediction: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def paste_preview(preview: NDArray[np.uint8], painting: Painting) -> NDArray[np.uint8]:
-    """The preview over the picture that was given, made as small: where nothing is repainted, only that is seen."""
-    size = preview.shape[1], preview.shape[0]
-    picture = cv2.resize(painting.picture, size, interpolation=cv2.INTER_AREA)
-    weight = cv2.resize(paste_weight(painting.mask), size, interpolation=cv2.INTER_AREA)
-    return composite(picture.astype(np.uint8), preview, weight.astype(np.uint8))
+    """The preview in the picture that was given, made small: where nothing is repainted, only that is seen.
+
+    As large as the preview; or, where a part of a picture is worked on, that whole picture (see framing.Whole).
+    """
+    if painting.whole is None:
+        return _pasted(preview, cv2.resize(painting.picture, _size(preview), interpolation=cv2.INTER_AREA), painting)
+    shown, part = painting.whole.small.copy(), painting.whole.small_part
+    shrinks = shown[part].size < preview.size
+    scaled = cv2.resize(
+        preview, _size(shown[part]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    ).astype(np.uint8)
+    shown[part] = _pasted(scaled, shown[part], painting)
+    return shown
 
 
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """(h, w, 3) RGB as a JPEG: some 5 kB for the largest preview, 20 kB at the most."""
+    """(h, w, 3) RGB as a JPEG: under 50 kB for the largest preview."""
     encoded, data = cv2.imencode(
         ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     )
@@ -80,6 +88,17 @@ def learn_colours(model: LoadedModel) -> NDArray[np.float32]:
     linear = np.concatenate([known.reshape(len(known), -1), np.ones((1, known[0].size), np.float32)])
     colours: NDArray[np.float32] = np.linalg.lstsq(linear.T, per_latent[0].reshape(3, -1).numpy().T, rcond=None)[0]
     return colours
+
+
+def _pasted(preview: NDArray[np.uint8], picture: NDArray[np.generic], painting: Painting) -> NDArray[np.uint8]:
+    """Both of one size."""
+    weight = cv2.resize(paste_weight(painting.mask), _size(preview), interpolation=cv2.INTER_AREA)
+    return composite(picture.astype(np.uint8), preview, weight.astype(np.uint8))
+
+
+def _size(pixels: NDArray[np.uint8]) -> tuple[int, int]:
+    """As OpenCV has it: width, height."""
+    return pixels.shape[1], pixels.shape[0]
 
 
 def _clean_latents(sample: Sample, prediction: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,11 @@ from storage.addons import Embedding
 from storage.job import LoraUse, MaskedAreaInit, WeightedPrompt
 from storage.schedulers import num_evaluations, num_steps
 from worker.errors import InternalError
+from worker.framing import Whole
 from worker.ip_adapters import Glance, Look
 from worker.loading import LoadedModel
 from worker.looking import looking
+from worker.loras import Wear
 from worker.prompts import Conditioning
 from worker.schedulers import Plan
 from worker.walks import FULL, Walk, take_steps
@@ -30,8 +32,8 @@ PIXEL_MAX = 255.0
 class Painting:
     """What a job asks of the engine, at the size at which the model works.
 
-    `picture` is (H, W, 3) RGB, `mask` (H, W) with 255 = repaint .. 0 = keep; `deadline` is a
-    time.monotonic(). One image per seed.
+    `picture` is (H, W, 3) RGB, `mask` (H, W) with 255 = repaint .. 0 = keep; `whole` is there where they are
+    a part of something larger; `deadline` is a time.monotonic(). One image per seed.
     """
 
     job_id: str
@@ -54,6 +56,7 @@ class Painting:
     masked_area_init: MaskedAreaInit = MaskedAreaInit.ORIGINAL
     loras: tuple[LoraUse, ...] = ()
     vae: str | None = None
+    whole: Whole | None = None
     deadline: float | None = None
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """What the job is to be told; written before its first picture is there."""
@@ -76,9 +79,9 @@ class CallShape:
     model: str
     latent_shape: tuple[int, ...]
     conditioning_length: int
-    ip_adapter: str | None
+    ip_adapter: Hashable
     dtype: torch.dtype
-    adapters: tuple[LoraUse, ...] = ()
+    adapters: tuple[Wear, ...] = ()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -124,7 +127,7 @@ class Sample:
             model=self.model.id,
             latent_shape=tuple(self.latents.shape[1:]),
             conditioning_length=self.conditioning.hidden.shape[1],
-            ip_adapter=self.glance.looker.adapter.id if self.glance else None,
+            ip_adapter=self.glance.looker.name if self.glance else None,
             dtype=self.latents.dtype,
             adapters=self.model.loras.uses,
         )

@@ -75,7 +75,8 @@ class WorkerSettings(EnvironmentSettings):
     )
     removal_processes: PositiveInt = Field(
         default=2,
-        description="Jobs of the model `remove` done at once, each in a process of its own on one core; others wait.",
+        description="Jobs of the model `remove` done at once, each in a process of its own on one core; others wait in "
+        "the queue, and one of WORKER_THREADS is never theirs where there are two.",
     )
     worker_name: str | None = Field(default=None, description="Unset: host name and process id.")
     clerk_interval_seconds: PositiveFloat = Field(

@@ -35,18 +35,21 @@ class _Place:
     loaded: Future[Any] = field(default_factory=Future)
     size_bytes: int = 0
     holders: int = 0
+    outdated: bool = False
+    """There is a newer version; this one leaves with its last holder."""
 
 
 class Shelf:
     """By key, least recently used leave first, what is in use stays. Safe to use from many threads.
 
-    What is in use may take more than the budget together: a job is never refused for it.
+    What is in use may take more than the budget together: a job is never refused for it. Of a thing that comes in
+    versions, only the last one asked for stays after its use.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity_bytes = capacity_bytes
         self._changed = threading.Lock()
-        self._places: OrderedDict[Hashable, _Place] = OrderedDict()
+        self._places: OrderedDict[tuple[Hashable, Hashable], _Place] = OrderedDict()
         self.loads = 0
 
     @property
@@ -55,17 +58,19 @@ class Shelf:
             return sum(place.size_bytes for place in self._places.values())
 
     @contextmanager
-    def hold(self, key: Hashable, load: Callable[[], Sized], check: Check) -> Iterator[Any]:
+    def hold(
+        self, key: Hashable, load: Callable[[], Sized], check: Check, *, version: Hashable = None
+    ) -> Iterator[Any]:
         """The thing, loaded in this thread or another, and kept meanwhile.
 
         Blocks while it loads elsewhere; `check` is called again and again then, and may raise to leave: so may
         `load`, and another of those who wait loads it. Raises what else `load` raises; the next one tries again.
         """
         while True:
-            place, is_first = self._enter(key)
+            place, is_first = self._enter(key, version)
             try:
                 if is_first:
-                    self._fill(key, place, load)
+                    self._fill((key, version), place, load)
                 try:
                     thing = _wait_for(place.loaded, check)
                 except _LoaderLeft:
@@ -77,21 +82,26 @@ class Shelf:
                     place.holders -= 1
                     self._make_room()
 
-    def _enter(self, key: Hashable) -> tuple[_Place, bool]:
-        """The key's place, and whether it is a new one."""
+    def _enter(self, key: Hashable, version: Hashable) -> tuple[_Place, bool]:
+        """The place of this version, and whether it is a new one. The others are outdated from now on."""
         with self._changed:
-            is_first = key not in self._places
-            place = self._places.setdefault(key, _Place())
+            for (other, _), outdated in self._places.items():
+                outdated.outdated = outdated.outdated or other == key
+            name = (key, version)
+            is_first = name not in self._places
+            place = self._places.setdefault(name, _Place())
             place.holders += 1
-            self._places.move_to_end(key)
+            place.outdated = False
+            self._places.move_to_end(name)
+            self._make_room()
             return place, is_first
 
-    def _fill(self, key: Hashable, place: _Place, load: Callable[[], Sized]) -> None:
+    def _fill(self, name: tuple[Hashable, Hashable], place: _Place, load: Callable[[], Sized]) -> None:
         try:
             thing = load()
         except BaseException as error:
             with self._changed:
-                del self._places[key]
+                del self._places[name]
             # Whatever it is, all who wait must hear of it; but that this job ends is no fault of what it loads.
             if isinstance(error, JobFailed | WorkerUnfit):
                 place.loaded.set_exception(_LoaderLeft())
@@ -105,12 +115,12 @@ class Shelf:
         place.loaded.set_result(thing)
 
     def _make_room(self) -> None:
-        for key, place in list(self._places.items()):
-            if sum(each.size_bytes for each in self._places.values()) <= self._capacity_bytes:
-                return
-            if not place.holders:
-                del self._places[key]
-                log.info("addon_dropped", addon=key, size_bytes=place.size_bytes)
+        over_bytes = sum(each.size_bytes for each in self._places.values()) - self._capacity_bytes
+        for name, place in list(self._places.items()):
+            if not place.holders and (place.outdated or over_bytes > 0):
+                del self._places[name]
+                over_bytes -= place.size_bytes
+                log.info("addon_dropped", addon=name[0], size_bytes=place.size_bytes, outdated=place.outdated)
 
 
 def _wait_for(loaded: Future[Any], check: Check) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -22,12 +22,13 @@ from storage.model_catalog import ModelCatalog, ModelEntry
 from storage.schedulers import num_evaluations
 from worker.clerk import Claim, Clerk, Watched
 from worker.errors import Cancelled, JobFailed, ModelUnavailable, ResultNotStored, StartTimedOut, TimedOut, WorkerUnfit
-from worker.framing import Frame, frame_for
+from worker.framing import Frame, Whole, frame_for
 from worker.inputs import Inputs, Sources, open_inputs
 from worker.inversions import find_embeddings
 from worker.ip_adapters import find_look
 from worker.known_words import unknown_words
 from worker.masks import feather, is_empty, paste_weight
+from worker.places import Places
 from worker.png import encode_png
 from worker.safety import Safety
 from worker.sample import Painting
@@ -74,6 +75,7 @@ class Workshop:
     engine: Painter
     safety: Safety
     clerk: Clerk
+    places: Places
     settings: WorkerSettings
     max_attempts: int
     unfit: Callable[[], None]
@@ -94,18 +96,49 @@ def work_off_ticket(workshop: Workshop) -> str:
     if not workshop.clerk.open_for_work:
         workshop.clerk.owe_ticket()
         return "no job claimed: this worker stops"
-    try:
-        job = workshop.jobs.claim_next(worker=workshop.name, resident_models=workshop.engine.favoured_models())
-    except StorageUnavailable as error:
-        log.warning("claim_failed", error=str(error))
-        return "no job claimed: Redis does not answer"
-    if job is None:
-        return "no job waiting"
+    with ExitStack() as leaving:
+        if has_place := workshop.places.take():
+            leaving.callback(_leave_place, workshop)
+        try:
+            job = workshop.jobs.claim_next(
+                worker=workshop.name,
+                resident_models=workshop.engine.favoured_models(),
+                full_models=() if has_place else workshop.places.models,
+            )
+        except StorageUnavailable as error:
+            log.warning("claim_failed", error=str(error))
+            return "no job claimed: Redis does not answer"
+        if job is None:
+            return "no job waiting" if has_place else _turned_away(workshop)
+        if job.model not in workshop.places.models:
+            leaving.close()
+        return _work_on(workshop, job)
+
+
+def _work_on(workshop: Workshop, job: InpaintJob) -> str:
     with workshop.clerk.holding(job) as claim:
         log.info("job_claimed", worker=workshop.name, **job.log_context())
         outcome = _do(workshop, claim)
         ending = "dropped: the lease was lost" if outcome is None else _ending(outcome)
         return f"job {job.number} ({job.job_id}) {ending} in {claim.seconds:.1f} s"
+
+
+def _turned_away(workshop: Workshop) -> str:
+    """The ticket may be that of a job that was left to wait for a place."""
+    workshop.clerk.owe_ticket()
+    if workshop.places.take():
+        # It has become free meanwhile, before it could be known that a ticket is owed.
+        _leave_place(workshop)
+    return "no job claimed: none that waits can be worked on here now"
+
+
+def _leave_place(workshop: Workshop) -> None:
+    """And let the next one know who waits for it."""
+    workshop.places.leave()
+    try:
+        workshop.clerk.settle_tickets(at_most=1)
+    except StorageUnavailable:
+        log.warning("ticket_not_sent")  # every clerk tops missing tickets up
 
 
 def _ending(job: InpaintJob) -> str:
@@ -180,7 +213,7 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
     evaluations = 0
     if is_empty(inputs.mask):
         notes["mask_empty"] = True
-    elif (frame.width, frame.height) != (inputs.width, inputs.height):
+    elif _is_part(frame, inputs):
         notes["worked_box"] = frame.box
     if is_empty(inputs.mask) or not job.num_inference_steps:
         pictures = (inputs.picture for _ in range(job.num_images))
@@ -233,6 +266,7 @@ def _repainted(
         masked_area_init=job.masked_area_init,
         loras=job.loras,
         vae=job.vae,
+        whole=Whole(inputs.picture, frame) if _is_part(frame, inputs) else None,
         deadline=claim.deadline,
         notes=notes,
     )
@@ -244,6 +278,10 @@ def _repainted(
         for picture in painted:
             _check(claim)
             yield frame.paste(picture, inputs.picture, soft_mask)
+
+
+def _is_part(frame: Frame, inputs: Inputs) -> bool:
+    return (frame.width, frame.height) != (inputs.width, inputs.height)
 
 
 def _in_order(painted: Generator[tuple[int, NDArray[np.uint8]]]) -> Generator[NDArray[np.uint8]]:

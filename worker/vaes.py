@@ -61,6 +61,10 @@ def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Loade
     if not all(torch.isfinite(weight).all() for weight in vae.parameters()):
         raise BadVae("its weights are no numbers")
     vae.to(device, vae_dtype(vae, dtype)).eval().requires_grad_(False)
+    if device.type == "cpu":
+        for weight in vae.parameters():
+            # Off the file that it may be mapped from: that may be overwritten while this is in use.
+            weight.data = weight.data.clone()
     if device.type == "cuda":
         vae.to(memory_format=torch.channels_last)
     return LoadedVae(vae)

@@ -17,13 +17,12 @@ from api.dialects.family_fields import RANDOM_SEED, InpaintBody, idle_without_we
 from api.dialects.family_safety import safety_of
 from api.dialects.family_sampling import sampling_of
 from api.errors import InvalidFields, Problem, Refused, UnknownModel
-from api.fields import is_blank, read_fields
+from api.fields import WireText, is_blank, read_fields
 from api.weightless import WEIGHTLESS, needs_prompt, settled
 from storage.job import Failure, InpaintJob, JobStatus, SafetyAction
 from storage.model_catalog import ModelCatalog, ModelEntry
 
 SHOWN_CHARS = 100
-LEFT_OUT = "-"
 PROGRESS_MESSAGE = "Try to fetch request after seconds estimated"
 AGAIN_MESSAGE = "try again later."
 # What the worker notes beside the pictures, where there is something to say.
@@ -74,16 +73,15 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
     entry = _model(asked.model_id, circumstances.catalog)
     sampling = sampling_of(asked, entry, karras_by_default=variant.karras_by_default)
     enhances = variant.enhance_by_default if asked.enhance_prompt is None else asked.enhance_prompt
-    prompt, negative_prompt = family_addons.in_style(asked)
-    if enhances:
-        prompt, negative_prompt = enhanced(prompt, negative_prompt, entry)
+    prompt, negative_prompt = _prompts(asked, entry, enhances=enhances)
     embeddings = family_addons.embeddings_of(asked, entry, circumstances.catalog)
-    safety_action, ignored = safety_of(asked, variant.safety_action, circumstances)
-    ignored += ignored_fields(body)
-    ignored += sampling.ignored
-    ignored += family_addons.ignored_fields(asked, embeddings, (prompt, negative_prompt))
-    if not entry.has_weights:
-        ignored += [name for name in idle_without_weights(body) if name not in ignored]
+    safety_action, unchecked = safety_of(asked, variant.safety_action, circumstances)
+    ignored = [
+        *unchecked,
+        *ignored_fields(body),
+        *sampling.ignored,
+        *family_addons.ignored_fields(asked, embeddings, (prompt, negative_prompt)),
+    ]
     job = InpaintJob(
         job_id=circumstances.new_id(),
         image_id=circumstances.new_id(),
@@ -92,15 +90,10 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
         model=entry.id,
         prompt=prompt,
         negative_prompt=negative_prompt,
-        init_image=asked.init_image,
-        mask_image=asked.mask_image,
-        width=asked.width,
-        height=asked.height,
-        num_images=asked.samples,
+        **_pictures(asked, circumstances),
         num_inference_steps=_steps(asked, entry, circumstances.max_steps),
         guidance_scale=entry.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         strength=asked.strength,
-        seed=circumstances.random_seed() if asked.seed in (None, RANDOM_SEED) else asked.seed,
         scheduler=sampling.scheduler,
         use_karras_sigmas=sampling.use_karras_sigmas,
         algorithm_type=sampling.algorithm_type,
@@ -114,13 +107,35 @@ def parse(body: Mapping[str, Any], variant: Variant, circumstances: Circumstance
             "variant": variant.name,
             "base_url": circumstances.base_url,
             "enhance_prompt": enhances,
-            "ignored": ignored,
+            "ignored": ignored if entry.has_weights else _with_idle(ignored, body),
             **_noted(asked, entry),
             **sampling.wire,
         },
         submitted_at=circumstances.now,
     )
     return settled(job, entry)
+
+
+def _prompts(asked: InpaintBody, entry: ModelEntry, *, enhances: bool) -> tuple[str, str]:
+    """What to paint and what not, in the style asked for."""
+    prompt, negative_prompt = family_addons.in_style(asked)
+    return enhanced(prompt, negative_prompt, entry) if enhances else (prompt, negative_prompt)
+
+
+def _pictures(asked: InpaintBody, circumstances: Circumstances) -> dict[str, Any]:
+    """What a job is told of the pictures given, and of those it is to make."""
+    return {
+        "init_image": asked.init_image,
+        "mask_image": asked.mask_image,
+        "width": asked.width,
+        "height": asked.height,
+        "num_images": asked.samples,
+        "seed": circumstances.random_seed() if asked.seed in (None, RANDOM_SEED) else asked.seed,
+    }
+
+
+def _with_idle(ignored: Sequence[str], body: Mapping[str, Any]) -> list[str]:
+    return [*ignored, *(name for name in idle_without_weights(body) if name not in ignored)]
 
 
 def _noted(asked: InpaintBody, entry: ModelEntry) -> dict[str, Any]:
@@ -137,11 +152,9 @@ def _noted(asked: InpaintBody, entry: ModelEntry) -> dict[str, Any]:
 
 def _read(body: Mapping[str, Any], model: type[InpaintBody], circumstances: Circumstances) -> InpaintBody:
     max_prompt_chars = circumstances.max_prompt_chars
-    if is_blank(body.get("prompt")) and not needs_prompt(_named(body.get("model_id"), circumstances.catalog)):
-        asked, problems = read_fields(model, {**body, "prompt": LEFT_OUT})
-        asked = asked and asked.model_copy(update={"prompt": ""})
-    else:
-        asked, problems = read_fields(model, body)
+    asked, problems = read_fields(model, body)
+    if WireText().is_blank(body.get("prompt")) and needs_prompt(_named(body.get("model_id"), circumstances.catalog)):
+        problems.insert(0, Problem("prompt", "missing"))
     if asked is not None:
         texts = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt}
         problems += [

@@ -69,8 +69,13 @@ SIZE_MEANING = f"Of the result, in pixels: any number from {MIN_SIZE} to {MAX_SI
 
 class InpaintBody(KeyBody):
     prompt: Annotated[
-        str, WireText(), Field(description="What to paint where the mask is white. A model without weights needs none.")
-    ]
+        str,
+        WireText(),
+        Field(
+            description="What to paint where the mask is white. Required, but for a model without weights "
+            "(as `remove`)."
+        ),
+    ] = ""
     negative_prompt: Annotated[str, WireText(), Field(description="What not to paint.")] = ""
     init_image: Annotated[str, WireText(), Field(description="The picture: URL, data URI or bare base64.")]
     mask_image: Annotated[

@@ -1,10 +1,13 @@
--- ARGV: now, lease seconds, patience seconds, resident models (JSON list), priorities (JSON, highest first).
+-- ARGV: now, lease seconds, patience seconds, resident models (JSON list), priorities (JSON, highest first),
+-- models whose jobs are left where they are (JSON list).
 -- Answers the job's hash as it was before, and the time of the claim.
 local KEYS_LOOKED_AT, JOBS_LOOKED_AT = 64, 32
 local now = now_or(ARGV[1])
 local patience = tonumber(ARGV[3])
 local resident = {}
 for _, model in ipairs(cjson.decode(ARGV[4])) do resident[model] = true end
+local full = {}
+for _, model in ipairs(cjson.decode(ARGV[6])) do full[model] = true end
 
 -- The ring's first job; or one near the front that needs no model to be loaded, while the first can be passed over.
 -- It can for `patience` seconds from the first time: counted from when it was queued, all jobs of a backlog would have
@@ -15,13 +18,15 @@ local function choose(priority)
   for _, key_id in ipairs(ring) do
     for _, job_id in ipairs(redis.call('ZRANGE', key('waiting', priority, key_id), 0, JOBS_LOOKED_AT - 1)) do
       local facts = redis.call('HMGET', key('job', job_id), 'model', 'passed_over_at')
-      if not first then
-        first, first_key = job_id, key_id
-        if next(resident) == nil or (facts[2] and now - tonumber(facts[2]) > patience) then return first, first_key end
-      end
-      if resident[facts[1]] then
-        if job_id ~= first then redis.call('HSETNX', key('job', first), 'passed_over_at', tostring(now)) end
-        return job_id, key_id
+      if not full[facts[1]] then
+        if not first then
+          first, first_key = job_id, key_id
+          if next(resident) == nil or (facts[2] and now - tonumber(facts[2]) > patience) then return first, first_key end
+        end
+        if resident[facts[1]] then
+          if job_id ~= first then redis.call('HSETNX', key('job', first), 'passed_over_at', tostring(now)) end
+          return job_id, key_id
+        end
       end
     end
   end

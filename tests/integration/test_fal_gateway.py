@@ -129,7 +129,7 @@ def test_the_queue_is_described_where_the_clients_documentation_looks(fal: Fal) 
     assert document["servers"] == [{"url": "http://localhost/queue"}]
     assert "/fal-ai/inpaint/requests/{request_id}/status" in document["paths"]
     schemas = document["components"]["schemas"]
-    assert schemas["InpaintInput"]["required"] == ["model_name", "prompt", "image_url", "mask_url"]
+    assert schemas["InpaintInput"]["required"] == ["model_name", "image_url", "mask_url"]
     for name in ("num_inference_steps", "guidance_scale"):
         assert "the model's own" in schemas["InpaintInput"]["properties"][name]["description"]
     assert "its own default" in document["info"]["description"]

@@ -135,6 +135,24 @@ def test_a_resident_model_that_nobody_asks_for_holds_nothing_up(store: JobStore)
     assert claim(store, resident_models={"warm"}).job_id == cold.job_id
 
 
+def test_jobs_of_a_full_model_are_left_where_they_are(store: JobStore) -> None:
+    flood = [store.submit(a_job(model="full", priority=Priority.HIGH)) for _ in range(5)]
+    other = store.submit(a_job(model="other", key_id="another"))
+    late = store.submit(a_job(model="other", priority=Priority.LOW))
+    full = {"full_models": {"full"}, "resident_models": {"full"}}
+    assert [claim(store, **full).job_id for _ in range(2)] == [other.job_id, late.job_id]
+    assert store.claim_next(worker="w", **full) is None
+    assert [store.position(job) for job in flood] == [0, 1, 2, 3, 4]
+    assert claim(store).job_id == flood[0].job_id
+
+
+def test_a_job_behind_those_of_a_full_model_is_found_among_its_keys_first(store: JobStore) -> None:
+    for _ in range(31):
+        store.submit(a_job(model="full"))
+    behind = store.submit(a_job(model="other"))
+    assert claim(store, full_models={"full"}).job_id == behind.job_id
+
+
 def test_many_threads_claim_each_job_once(redis_url: str) -> None:
     settings = StorageSettings(redis_url=redis_url)
     client = open_redis(settings)

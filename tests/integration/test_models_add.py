@@ -121,7 +121,10 @@ def test_addons_are_added_each_to_its_section_and_listed_and_checked(home: Path,
     for shown in ("doodle (default)", "LoRA", "ink", "contrast", "IP-adapter", "textual inversion", "VAE"):
         assert shown in listed
     for name in ("contrast", "vae", "toad", "ip-adapter_sd15"):
-        assert "sha256" in command("check", name)
+        said = command("check", name)
+        assert "sha256" in said
+        assert "the next job that uses it has the new one" in said
+        assert "restart them" not in said
     (adapter / "image_encoder" / "config.json").unlink()
     assert "image encoder's folder has no config.json" in command("check", "ip-adapter_sd15", code=1)
     write_lora(home / "Ink.safetensors", width=2048)
@@ -154,7 +157,10 @@ def test_a_safety_checker_is_added_once(home: Path, command: Command) -> None:
     save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
     command("add", folder)
     assert catalog(home).addons.safety_checker == folder
-    assert "safety_checker is a safety checker." in command("check", "safety_checker")
+    said = command("check", "safety_checker")
+    assert "safety_checker is a safety checker." in said
+    assert "restart them after a change" in said
+    assert "the next job" not in said
     before = (home / "models.toml").read_text()
     assert "Nothing was added" in command("add", folder, code=1)
     assert (home / "models.toml").read_text() == before

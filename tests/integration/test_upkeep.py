@@ -65,6 +65,19 @@ def test_a_missing_ticket_is_replaced_when_it_was_missing_before(house: House) -
     assert house.queue.tickets() == 3
 
 
+def test_a_ticket_that_a_living_worker_owes_is_not_missing(house: House) -> None:
+    for _ in range(3):
+        house.jobs.submit(a_job())
+    house.jobs.heartbeat_worker("w", {"tickets_owed": 2})
+    house.upkeep.run()
+    house.upkeep.run()
+    assert house.queue.tickets() == 1
+    house.jobs.forget_worker("w")
+    house.upkeep.run()
+    house.upkeep.run()
+    assert house.queue.tickets() == 3
+
+
 def test_after_an_outage_workers_may_renew_their_leases_first(house: House, redis_server: RedisServer) -> None:
     house.jobs.submit(a_job())
     house.jobs.claim_next(worker="w")

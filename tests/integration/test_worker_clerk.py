@@ -109,6 +109,7 @@ def test_the_worker_is_listed_while_it_is_open_for_work(scene: Scene) -> None:
         "resident_models": ["doodle"],
         "jobs": 1,
         "threads": 5,
+        "tickets_owed": 0,
     }
     clerk.stop()
     assert scene.jobs.workers() == []

@@ -96,6 +96,9 @@ def test_a_larger_result_is_worked_around_its_mask_and_keeps_the_scaled_picture(
     assert painting.mask.shape == (160, 160)
     notes = scene.job(job).notes
     assert (notes["worked_size"], notes["worked_box"]) == ([160, 160], [32, 0, 160, 160])
+    assert painting.whole is not None, "for previews"
+    assert np.array_equal(painting.whole.picture, scaled)
+    assert painting.whole.frame.box == [32, 0, 160, 160]
     kept = np.ones((200, 300), bool)
     kept[50:100, 75:150] = False
     assert np.array_equal(scene.result(job)[kept], scaled[kept])

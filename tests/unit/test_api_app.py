@@ -27,6 +27,7 @@ from tests.front_end import storage_settings
 from tests.golden_pairs import golden_files
 from tests.jobs import a_job
 
+FAMILY_BODIES = ("RealtimeBody", "CommunityBody", "LegacyBody")
 NOWHERE = "redis://127.0.0.1:1/0"
 
 
@@ -71,6 +72,26 @@ def test_a_body_out_of_range_does_not_fit_the_document(document: dict[str, Any])
     body = {"prompt": "p", "init_image": "i", "mask_image": "m", "width": 2000}
     with pytest.raises(jsonschema.ValidationError):
         validator(document, "RealtimeBody").validate(body)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        *((model, {"model_id": "remove", "init_image": "i", "mask_image": "m"}) for model in FAMILY_BODIES),
+        ("InpaintInput", {"model_name": "remove", "image_url": "i", "mask_url": "m"}),
+    ],
+)
+def test_the_document_asks_for_no_prompt_since_not_every_model_needs_one(
+    document: dict[str, Any], model: str, fields: dict[str, str]
+) -> None:
+    for prompt in ({}, {"prompt": None}, {"prompt": ""}, {"prompt": "a cat"}):
+        validator(document, model).validate(fields | prompt)
+    described = document["components"]["schemas"][model]
+    assert "prompt" not in described["required"]
+    assert "Required, but for a model without weights" in described["properties"]["prompt"]["description"]
+    assert set(fields) - {"model_id"} <= set(described["required"])
+    with pytest.raises(jsonschema.ValidationError):
+        validator(document, model).validate(fields | {"prompt": 5})
 
 
 def test_the_docs_page_shows_every_field_and_needs_nobody_else(app: Flask) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from storage.model_catalog import load_catalog
 from storage.settings import StorageSettings
-from worker.framing import frame_for
+from worker.framing import SMALL_SIDE, Frame, Whole, frame_for
 
 ENTRY = dataclasses.replace(load_catalog(StorageSettings(models_file=None)).default, min_size=64, max_size=128)
 
@@ -94,3 +94,17 @@ def test_a_frame_holds_the_mask_and_lies_in_the_picture(
     assert 0 <= frame.columns.start < frame.columns.stop <= width
     assert frame.picture_for_model(noise(height, width)).shape == (*frame.worked_size[::-1], 3)
     assert frame.mask_for_model(mask).any()
+
+
+@given(st.data())
+def test_the_part_of_a_small_whole_lies_in_it_and_has_a_pixel_at_least(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 3000)), data.draw(st.integers(1, 3000))
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
+    picture = np.broadcast_to(np.uint8(7), (height, width, 3))
+    whole = Whole(picture, Frame(slice(top, bottom), slice(left, right), 8, 8))
+    small = whole.small
+    assert max(small.shape[:2]) == min(SMALL_SIDE, max(height, width))
+    assert small[whole.small_part].size > 0
+    assert all(part.stop <= length for part, length in zip(whole.small_part, small.shape[:2], strict=True))
+    assert (small == 7).all()

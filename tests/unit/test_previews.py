@@ -16,11 +16,12 @@ from storage.settings import StorageSettings
 from tests.painting import LIBRARY_WARNINGS, load_on_cpu, make_painting
 from tests.studio import WAIT_SECONDS, Studio, folder, held_at_first_step, loaded, studio, until
 from worker import denoising
+from worker.framing import SMALL_SIDE, Frame, Whole
 from worker.loading import LoadedModel
 from worker.preparing import begin_samples
 from worker.previews import Preview, encode_jpeg, make_preview, paste_preview
 from worker.runs import Run
-from worker.sample import predict_noise
+from worker.sample import Painting, predict_noise
 
 __all__ = ["folder", "loaded", "studio"]
 
@@ -99,8 +100,39 @@ def test_where_nothing_is_repainted_a_preview_shows_the_picture() -> None:
     assert (shown[4:-4, 4:-4] == 200).all()
 
 
+def part_of_a_larger_picture(size: int) -> Painting:
+    """What lies in the right half of 400 x 800 pixels of gray noise, but for a rim."""
+    picture = np.random.default_rng(2).integers(100, 110, (400, 800, 3), np.uint8)
+    frame = Frame(rows=slice(50, 350), columns=slice(450, 750), worked_width=size, worked_height=size)
+    painting = make_painting(size=size, picture=frame.picture_for_model(picture))
+    return dataclasses.replace(painting, whole=Whole(picture, frame))
+
+
+@pytest.mark.parametrize("side", [8, 128])
+def test_where_a_part_is_worked_on_a_preview_shows_the_whole_picture_with_that_part_in_its_place(side: int) -> None:
+    shown = paste_preview(np.full((side, side, 3), 250, np.uint8), part_of_a_larger_picture(128))
+    assert shown.shape == (128, 256, 3)
+    bright = shown.min(axis=2) > 200
+    [rows, columns] = np.nonzero(bright)
+    # The mask has 16 rows above and below it, 8 columns before and 24 after, of 128; the part is 96 pixels here.
+    assert (rows.min(), rows.max() + 1) == (16 + 12, 16 + 96 - 12)
+    assert (columns.min(), columns.max() + 1) == (144 + 6, 144 + 96 - 18)
+    assert bright[28:100, 150:222].all()
+    assert np.abs(shown[~bright].astype(int) - 105).max() < 10
+
+
+def test_a_running_job_that_works_on_a_part_shows_the_whole_picture(studio: Studio) -> None:
+    gate, running = held_at_first_step(studio, whole=part_of_a_larger_picture(64).whole)
+    asked = studio.threads.submit(studio.engine.previews, ["job"])
+    until(lambda: studio.engine._painting[0].preview is not None)
+    gate.open()
+    [preview] = asked.result(WAIT_SECONDS).values()
+    assert preview.pixels.shape == (128, 256, 3)
+    assert running.result()[0].shape == (64, 64, 3), "but what is painted is the part"
+
+
 def test_the_worst_preview_is_a_jpeg_under_50_kb() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (SMALL_SIDE, SMALL_SIDE, 3), np.uint8)
     jpeg = encode_jpeg(noise)
     assert len(jpeg) < 50_000
     decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)

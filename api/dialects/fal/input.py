@@ -34,10 +34,17 @@ INVALID = "invalid_request"
 SAFETY_FIELD = "enable_safety_checker"
 
 
+def _leave_prompt_open(schema: dict[str, Any]) -> None:
+    """Whether a prompt is missing depends on the model, which JSON Schema cannot look up."""
+    schema["required"].remove("prompt")
+    described = schema["properties"]["prompt"]
+    described["anyOf"] = [{"type": described.pop("type")}, {"type": "null"}]
+
+
 class InpaintInput(BaseModel):
     """What `fal-ai/inpaint` takes. Further fields are ignored."""
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, protected_namespaces=(), json_schema_extra=_leave_prompt_open)
 
     model_name: Text = Field(
         description="The model: an id or another name from this service's models file, or the hub id of one there. "
@@ -45,7 +52,8 @@ class InpaintInput(BaseModel):
         examples=["diffusers/stable-diffusion-xl-1.0-inpainting-0.1"],
     )
     prompt: Text = Field(
-        description="What is to be painted. A model without weights needs none.", examples=["a photo of a cat"]
+        description="What is to be painted; may be empty. Required, but for a model without weights (as `remove`).",
+        examples=["a photo of a cat"],
     )
     negative_prompt: Text | None = Field(default="", description="What is not to be painted.", examples=["cartoon"])
     image_url: Text = Field(

@@ -23,6 +23,12 @@ REF = "#/components/schemas/{model}"
 DOCUMENT_PATH = "/api/openapi/queue/openapi.json"
 MODELS: tuple[type[BaseModel], ...] = (InpaintInput, InpaintOutput, QueueStatus, FalError)
 JWKS_SECONDS = 3600
+SECURITY_SCHEME = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "Authorization",
+    "description": "Key YOUR_KEY, or Key KEY_ID:SECRET",
+}
 DESCRIPTION = (
     "Repaints the white part of a mask. Where `num_inference_steps` or `guidance_scale` is absent, the model named "
     "by `model_name` uses its own default, which its maker or the operator of this service has chosen for it: there "
@@ -62,63 +68,60 @@ def jwks() -> ResponseReturnValue:
 def build(queue_url: str) -> dict[str, Any]:
     """The OpenAPI 3 document of the endpoint's queue."""
     _, definitions = models_json_schema([(model, "validation") for model in MODELS], ref_template=REF)
-    request_path = f"/{APP}/requests/{{request_id}}"
-    request_id = {"name": "request_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
-    with_logs = {"name": "logs", "in": "query", "required": False, "schema": {"type": "boolean"}}
-    failed = {"default": _response("The request is refused, or has failed", "FalError")}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Queue OpenAPI for {APP}", "version": "1.0.0", "description": DESCRIPTION},
         "servers": [{"url": queue_url}],
         "security": [{"apiKeyAuth": []}],
-        "paths": {
-            f"/{APP}": {
-                "post": {
-                    "summary": "Submit a request",
-                    "parameters": _submit_parameters(),
-                    "requestBody": {
-                        "required": True,
-                        "content": {"application/json": {"schema": {"$ref": REF.format(model="InpaintInput")}}},
-                    },
-                    "responses": {"200": _response("The request is in the queue", "QueueStatus"), **failed},
-                }
-            },
-            f"{request_path}/status": {
-                "get": {
-                    "summary": "Where the request stands",
-                    "parameters": [request_id, with_logs],
-                    "responses": {
-                        "200": _response("It is over", "QueueStatus"),
-                        "202": _response("It is not over", "QueueStatus"),
-                        **failed,
-                    },
-                }
-            },
-            request_path: {
-                "get": {
-                    "summary": "The output",
-                    "parameters": [request_id],
-                    "responses": {"200": _response("The output", "InpaintOutput"), **failed},
-                }
-            },
-            f"{request_path}/cancel": {
-                "put": {
-                    "summary": "Cancel the request, queued or running",
-                    "parameters": [request_id],
-                    "responses": {"202": {"description": "It will end"}, **failed},
-                }
-            },
-        },
+        "paths": _paths(),
         "components": {
             "schemas": definitions.get("$defs", {}),
-            "securitySchemes": {
-                "apiKeyAuth": {
-                    "type": "apiKey",
-                    "in": "header",
-                    "name": "Authorization",
-                    "description": "Key YOUR_KEY, or Key KEY_ID:SECRET",
-                }
-            },
+            "securitySchemes": {"apiKeyAuth": SECURITY_SCHEME},
+        },
+    }
+
+
+def _paths() -> dict[str, Any]:
+    request_path = f"/{APP}/requests/{{request_id}}"
+    request_id = {"name": "request_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+    with_logs = {"name": "logs", "in": "query", "required": False, "schema": {"type": "boolean"}}
+    failed = {"default": _response("The request is refused, or has failed", "FalError")}
+    return {
+        f"/{APP}": {
+            "post": {
+                "summary": "Submit a request",
+                "parameters": _submit_parameters(),
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": {"$ref": REF.format(model="InpaintInput")}}},
+                },
+                "responses": {"200": _response("The request is in the queue", "QueueStatus"), **failed},
+            }
+        },
+        f"{request_path}/status": {
+            "get": {
+                "summary": "Where the request stands",
+                "parameters": [request_id, with_logs],
+                "responses": {
+                    "200": _response("It is over", "QueueStatus"),
+                    "202": _response("It is not over", "QueueStatus"),
+                    **failed,
+                },
+            }
+        },
+        request_path: {
+            "get": {
+                "summary": "The output",
+                "parameters": [request_id],
+                "responses": {"200": _response("The output", "InpaintOutput"), **failed},
+            }
+        },
+        f"{request_path}/cancel": {
+            "put": {
+                "summary": "Cancel the request, queued or running",
+                "parameters": [request_id],
+                "responses": {"202": {"description": "It will end"}, **failed},
+            }
         },
     }
 

@@ -64,25 +64,17 @@ def parse(request: wire.Request, circumstances: Circumstances) -> InpaintJob:
     _expect_image_parameters(request)
     image, problems = request.image, _Problems()
     prompts = _prompts(request, entry, circumstances.max_prompt_chars, problems)
-    init_image, mask_image = (
-        _picture(request.prompt, kind, name, problems)
-        for kind, name in ((wire.ARTIFACT_IMAGE, "init_image"), (wire.ARTIFACT_MASK, "mask_image"))
-    )
+    init_image = _picture(request.prompt, wire.ARTIFACT_IMAGE, "init_image", problems)
+    mask_image = _picture(request.prompt, wire.ARTIFACT_MASK, "mask_image", problems)
     samples = problems.whole("samples", image.samples or 1, 1, MAX_SAMPLES)
     steps = problems.whole("steps", image.steps or entry.num_inference_steps, 1, MAX_STEPS)
-    width, height = (
-        problems.whole(name, getattr(image, name), MIN_SIZE, MAX_SIZE) if getattr(image, name) else None
-        for name in ("width", "height")
-    )
+    width, height = (_side(image, name, problems) for name in ("width", "height"))
     cfg_scale, start = _step_parameters(image, entry, problems)
-    twin, fill = _twin(image, entry, problems), FILLS.get(image.masked_area_init)
-    if fill is None:
-        problems.add("masked_area_init", "not_a_choice")
+    twin, fill = _twin(image, entry, problems), _fill(image, problems)
     problems.raise_any()
     preset = _preset(request)
     prompts = _with_style(prompts, preset)
     seeds = _seeds(image.seed, samples, circumstances.random_seed)
-    inverted = circumstances.client.strip().casefold() == CLIENT_OF_INVERTED_MASKS
     job = InpaintJob(
         job_id=circumstances.new_id(),
         image_id=circumstances.new_id(),
@@ -94,8 +86,8 @@ def parse(request: wire.Request, circumstances: Circumstances) -> InpaintJob:
         weighted_prompts=prompts if _are_several(prompts) else (),
         init_image=init_image,
         mask_image=mask_image,
-        mask_paints=MaskPaints.WHITE if inverted else MaskPaints.BLACK,
-        masked_area_init=fill or MaskedAreaInit.ZERO,
+        mask_paints=_mask_paints(circumstances.client),
+        masked_area_init=fill,
         width=width,
         height=height,
         num_images=samples,
@@ -197,6 +189,24 @@ def _twin(image: wire.ImageParameters, entry: ModelEntry, problems: _Problems) -
     if image.transform.diffusion not in TWINS:
         problems.add("transform.diffusion", "not_a_choice")
     return TWINS.get(image.transform.diffusion, own)
+
+
+def _side(image: wire.ImageParameters, name: str, problems: _Problems) -> int | None:
+    """`width` or `height`; None where it is left open."""
+    asked = getattr(image, name)
+    return problems.whole(name, asked, MIN_SIZE, MAX_SIZE) if asked else None
+
+
+def _fill(image: wire.ImageParameters, problems: _Problems) -> MaskedAreaInit:
+    fill = FILLS.get(image.masked_area_init)
+    if fill is None:
+        problems.add("masked_area_init", "not_a_choice")
+    return fill or MaskedAreaInit.ZERO
+
+
+def _mask_paints(client: str) -> MaskPaints:
+    is_inverted = client.strip().casefold() == CLIENT_OF_INVERTED_MASKS
+    return MaskPaints.WHITE if is_inverted else MaskPaints.BLACK
 
 
 def _safety(circumstances: Circumstances) -> SafetyAction | None:
