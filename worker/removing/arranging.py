@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from worker.removing.labelling import IMPOSSIBLE, Labelling, Links, Pairs, pair_up, propagate, total_cost
+from worker.removing.offsets import Offsets
 from worker.removing.scene import Cells, Flags, Floats, Scene, Whole, cut, valid_moves
 from worker.removing.seams import Blocks, either, rim_costs, seam_costs, see_blocks, strangeness_costs
 
 NOTHING = -1
 REACH = 1 << 16
 SEAM_COST = 0.2
+RARITY_COST = 0.1
+"""For each pixel of a cell's side, by how seldom the picture repeats itself so: keeps what is regular regular."""
 TASTE = 0.5
 """What a choice may cost or save by mere chance, beside a seam: how seeds come to differ."""
 PRUNING_ROUNDS = 3
@@ -41,18 +44,18 @@ class Ranking:
 
 
 def arrange(
-    scene: Scene, alternatives: Sequence[Whole], size: int, rng: np.random.Generator, check: Callable[[], None]
+    scene: Scene, alternatives: Sequence[Offsets], size: int, rng: np.random.Generator, check: Callable[[], None]
 ) -> Whole:
     """For each pixel of the hole, in the order of np.nonzero, its offset (n, 2); (0, 0) where none is possible.
 
-    `alternatives`: sets of offsets (k, 2), the choices of the first cells, which are of `size` (a power of
-    two). The set that leads to the cheapest seams is taken.
+    `alternatives`: sets of offsets, the choices of the first cells, which are of `size` (a power of two).
+    The set that leads to the cheapest seams is taken.
     """
     cells = cut(scene.hole, size)
     rankings = []
     for offsets in alternatives:
-        codes = np.broadcast_to(encode(offsets), (len(cells), len(offsets)))
-        rankings.append(_solve(scene, cells, codes, check, rng=rng))
+        codes = np.broadcast_to(encode(offsets.moves), (len(cells), len(offsets.moves)))
+        rankings.append(_solve(scene, cells, codes, check, rng=rng, rarity=offsets.rarity))
     ranking = min(rankings, key=lambda each: (np.count_nonzero(each.codes[:, 0] == NOTHING), each.cost))
     plan = iter(INHERITED)
     while size > 1:
@@ -105,13 +108,24 @@ def _with_nearest(scene: Scene, cells: Cells, codes: Whole) -> Whole:
 
 
 def _solve(
-    scene: Scene, cells: Cells, codes: Whole, check: Callable[[], None], *, rng: np.random.Generator | None = None
+    scene: Scene,
+    cells: Cells,
+    codes: Whole,
+    check: Callable[[], None],
+    *,
+    rng: np.random.Generator | None = None,
+    rarity: Floats | None = None,
 ) -> Ranking:
     """Rank each cell's choices (n, k). With `rng` all cells have the same ones, and several tries are made."""
     offsets = decode(codes)
     valid = codes != NOTHING
     to_check = cells.everyone if rng else np.nonzero(valid.sum(axis=1) > 1)[0]
     valid[to_check] &= valid_moves(scene, cells, to_check, offsets[to_check])
+    if rng is None:
+        # Few cells have as many choices as there is room for.
+        kept = np.argsort(~valid, axis=1, kind="stable")[:, : max(1, int(valid.sum(axis=1).max()))]
+        codes, valid = np.take_along_axis(codes, kept, axis=1), np.take_along_axis(valid, kept, axis=1)
+        offsets = np.take_along_axis(offsets, kept[..., None], axis=1)
     check()
     settled = NOTHING * np.ones(len(cells), np.int64)
     if codes.shape[1]:
@@ -123,7 +137,10 @@ def _solve(
     if not len(which):
         return Ranking(cells=cells, codes=ranked)
     question = _Question(scene, cells, codes, open_cells=open_cells, settled=settled)
-    unary = np.where(valid[which], question.unary(), IMPOSSIBLE).astype(np.float32)
+    costs = question.unary()
+    if rarity is not None:
+        costs += RARITY_COST * cells.size * rarity
+    unary = np.where(valid[which], costs, IMPOSSIBLE).astype(np.float32)
     check()
     links = question.links(alike=rng is not None, check=check)
     parity = (cells.rows + cells.columns)[which] % 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,8 +38,18 @@ class Matches:
     offset: Whole
 
 
-def find_offsets(scene: Scene, cells: Cells, wanted: int, rng: np.random.Generator, check: Callable[[], None]) -> Whole:
-    """About `wanted` offsets (k, 2) from which `cells` may be copied; (0, 2) where there is no place to copy from."""
+@dataclass(frozen=True)
+class Offsets:
+    """By how much to move, `moves` (k, 2), and how seldom the picture repeats itself by that, `rarity` (k,), 0..1."""
+
+    moves: Whole
+    rarity: Floats
+
+
+def find_offsets(
+    scene: Scene, cells: Cells, wanted: int, rng: np.random.Generator, check: Callable[[], None]
+) -> Offsets:
+    """About `wanted` offsets from which `cells` may be copied; none where there is no place to copy from."""
     height, width = scene.shape
     factor = max(1, math.ceil(math.sqrt(height * width / MATCHED_PIXELS)))
     rows, columns = height // factor, width // factor
@@ -48,12 +59,15 @@ def find_offsets(scene: Scene, cells: Cells, wanted: int, rng: np.random.Generat
     matches = match_patches(picture, usable, rng, check)
     hole: Flags = np.any(squares_of(scene.hole, factor), axis=(2, 3))
     peaks, counts = _gather(matches, hole)
-    chosen = _choose(scene, cells, peaks * factor, counts, wanted)
+    which = _choose(scene, cells, peaks * factor, counts, wanted)
+    chosen = peaks[which] * factor
+    rarity = 1 - np.sqrt(counts[which] / max(counts.max(initial=0), 1e-9))
     check()
     if factor > 1:
         chosen = _refine(scene, chosen, matches, factor, rng)
     extra = _extra(scene, cells, chosen)
-    return np.unique(np.concatenate([chosen, extra]), axis=0)
+    moves, first = np.unique(np.concatenate([chosen, extra]), axis=0, return_index=True)
+    return Offsets(moves=moves, rarity=np.concatenate([rarity, np.ones(len(extra))])[first].astype(np.float32))
 
 
 def match_patches(picture: Floats, usable: Flags, rng: np.random.Generator, check: Callable[[], None]) -> Matches:
@@ -95,7 +109,8 @@ class _Search:
         """Take `source`, a patch for each (-1: none), where it is better."""
         distance = np.maximum(np.abs(self._y[source] - self._y), np.abs(self._x[source] - self._x))
         some = np.nonzero((source >= 0) & (source != self.best) & (distance >= self._nearest))[0]
-        cost = np.square(self._descriptors[some] - self._descriptors[source[some]]).sum(axis=1)
+        apart = self._descriptors.take(some, axis=0) - self._descriptors.take(source[some], axis=0)
+        cost = np.einsum("nd,nd->n", apart, apart)
         better = cost < self.cost[some]
         self.best[some[better]] = source[some[better]]
         self.cost[some[better]] = cost[better]
@@ -155,7 +170,7 @@ def _gather(matches: Matches, hole: Flags) -> tuple[Whole, Floats]:
 
 
 def _choose(scene: Scene, cells: Cells, offsets: Whole, counts: Floats, wanted: int) -> Whole:
-    """Up to `wanted` of them: frequent ones, so that as many cells as possible have as many as possible."""
+    """Which, up to `wanted` of them: frequent ones, so that as many cells as possible have as many as possible."""
     serves = valid_moves(scene, cells, cells.everyone, np.broadcast_to(offsets, (len(cells), *offsets.shape)))
     worth = np.sqrt(counts)
     choices = np.zeros(len(cells), np.float32)
@@ -168,7 +183,7 @@ def _choose(scene: Scene, cells: Cells, offsets: Whole, counts: Floats, wanted: 
         chosen.append(index)
         worth[index] = 0
         choices += serves[:, index]
-    return offsets[chosen]
+    return np.array(chosen, np.int64)
 
 
 def _refine(scene: Scene, offsets: Whole, matches: Matches, factor: int, rng: np.random.Generator) -> Whole:
@@ -179,26 +194,31 @@ def _refine(scene: Scene, offsets: Whole, matches: Matches, factor: int, rng: np
     y, x, offset = matches.y[order] * factor, matches.x[order] * factor, matches.offset[order] * factor
     which = np.zeros((len(offsets), SUPPORTERS), np.int64)
     backwards, weight = np.zeros(which.shape, bool), np.zeros(which.shape, np.float32)
+    down, right = np.ascontiguousarray(offset.T)
     for index, each in enumerate(offsets):
-        forth = np.nonzero(np.abs(offset - each).max(axis=1) <= factor)[0][:SUPPORTERS]
-        back = np.nonzero(np.abs(offset + each).max(axis=1) <= factor)[0][: SUPPORTERS - len(forth)]
+        forth = np.nonzero((np.abs(down - each[0]) <= factor) & (np.abs(right - each[1]) <= factor))[0][:SUPPORTERS]
+        back = np.nonzero((np.abs(down + each[0]) <= factor) & (np.abs(right + each[1]) <= factor))[0]
+        back = back[: SUPPORTERS - len(forth)]
         count = len(forth) + len(back)
         which[index, :count] = np.concatenate([forth, back])
         backwards[index, len(forth) : count] = True
         weight[index, :count] = 1
     inner = np.arange(0, PATCH * factor, 2 * factor)
-    rows = (y[which] + backwards * offset[which, 0])[..., None, None] + inner[:, None]
-    columns = (x[which] + backwards * offset[which, 1])[..., None, None] + inner
-    own = look_up(scene.picture, rows, columns)
+    # Staggered: samples in a plain grid all miss the edges of what is as regular as they are.
+    stagger = 2 * factor * np.arange(len(inner)) // len(inner)
+    rows = (y[which] + backwards * offset[which, 0])[..., None, None] + inner[:, None] + stagger
+    columns = (x[which] + backwards * offset[which, 1])[..., None, None] + inner + stagger[:, None]
+    picture = scene.softened(1)
+    own = look_up(picture, rows, columns)
     best, best_cost = offsets.copy(), np.full(len(offsets), np.inf)
-    for down in range(-factor, factor + 1):
-        for right in range(-factor, factor + 1):
-            moved = offsets + np.array([down, right])
-            there = look_up(scene.picture, rows + moved[:, :1, None, None], columns + moved[:, 1:, None, None])
-            difference = np.square(there - own).sum(axis=(2, 3, 4)) / len(inner) ** 2
-            cost = (np.minimum(difference, PLAIN_MISMATCH) * weight).sum(axis=1)
-            better = cost < best_cost
-            best[better], best_cost[better] = moved[better], cost[better]
+    for step in itertools.product(range(-factor, factor + 1), repeat=2):
+        moved = offsets + np.array(step)
+        apart = look_up(picture, rows + moved[:, :1, None, None], columns + moved[:, 1:, None, None])
+        apart -= own
+        difference = np.einsum("oshwc,oshwc->os", apart, apart) / len(inner) ** 2
+        cost = (np.minimum(difference, PLAIN_MISMATCH) * weight).sum(axis=1)
+        better = cost < best_cost
+        best[better], best_cost[better] = moved[better], cost[better]
     return best
 
 

@@ -59,12 +59,16 @@ class Scene:
 
     @cached_property
     def _softened(self) -> dict[int, Floats]:
-        return {1: self.picture}
+        return {}
 
     def softened(self, size: int) -> Floats:
-        """The picture with each pixel the mean of `size` × `size`, so that a few samples speak for a large cell."""
+        """The picture with each pixel the mean of `size` × `size`, so that a few samples speak for a large cell.
+
+        (H, W, 4): the last channel is 0. Pixels of 16 bytes are looked up in half the time of those of 12.
+        """
         if size not in self._softened:
-            self._softened[size] = np.asarray(cv2.blur(self.picture, (size, size)), np.float32)
+            mean = cv2.blur(self.picture, (size, size)) if size > 1 else self.picture
+            self._softened[size] = np.pad(mean, ((0, 0), (0, 0), (0, 1)))
         return self._softened[size]
 
     def is_in(self, y: Whole, x: Whole) -> Flags:
@@ -128,7 +132,7 @@ def look_up(table: NDArray[Any], y: Whole, x: Whole) -> NDArray[Any]:
     """table (H, W, …) at (y, x); for places outside that of the nearest inside."""
     height, width = table.shape[:2]
     flat = table.reshape(height * width, *table.shape[2:])
-    found: NDArray[Any] = flat[np.clip(y, 0, height - 1) * width + np.clip(x, 0, width - 1)]
+    found: NDArray[Any] = flat.take(np.clip(y, 0, height - 1) * width + np.clip(x, 0, width - 1), axis=0)
     return found
 
 

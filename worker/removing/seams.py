@@ -19,6 +19,7 @@ SHARE_OF_MEAN = 0.4
 """How much of a difference in brightness counts between large cells: blending takes the rest away."""
 STRANGER_COST = 16.0
 """A hole full of strangers costs this much more than a seam across it would, at the same price for each pixel."""
+CACHED_NUMBERS = 1 << 17
 
 
 def mismatch(difference: Floats, variance: Floats) -> Floats:
@@ -36,7 +37,7 @@ def mismatch(difference: Floats, variance: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Cells as they would look with some choices: samples (n, k, side, side, 3), variance (n, k)."""
+    """Cells as they would look with some choices: samples (n, k, side, side, 4), variance (n, k)."""
 
     samples: Floats
     variance: Floats
@@ -54,25 +55,42 @@ def see_blocks(scene: Scene, cells: Cells, which: Whole, offsets: Whole) -> Bloc
     y, x = top + offsets[..., 0], left + offsets[..., 1]
     samples = look_up(scene.softened(stride), y[..., None, None] + inner[:, None], x[..., None, None] + inner)
     if cells.size >= SAMPLES_PER_SIDE:
-        samples = samples - (1 - SHARE_OF_MEAN**0.5) * samples.mean(axis=(2, 3), keepdims=True, dtype=np.float32)
+        share = np.full((1, side * side), (1 - SHARE_OF_MEAN**0.5) / side**2, np.float32)
+        samples -= (share @ samples.reshape(*y.shape, side * side, 4))[:, :, None]
     variance = look_up(scene.variance, y + cells.size // 2, x + cells.size // 2)
-    return Blocks(samples=samples.astype(np.float32, copy=False), variance=variance.astype(np.float32, copy=False))
+    return Blocks(samples=samples, variance=variance)
 
 
 def seam_costs(one: Blocks, other: Blocks, size: int, *, upright: bool) -> Floats:
     """(n, k, l): the best straight seam through each cell, from any of one's choices to any of the other's."""
     side = one.samples.shape[2]
-    best: Floats | None = None
-    for line in range(side):
-        along = (slice(None), slice(None), slice(None), line) if upright else (slice(None), slice(None), line)
-        cost = _squared_distances(one.samples[along], other.samples[along])
-        best = cost if best is None else np.minimum(best, cost, out=best)
-    if best is None:
-        raise AssertionError("a cell has a side")
-    best /= side
-    cost = mismatch(best, np.minimum(one.variance[:, :, None], other.variance[:, None, :]))
-    cost *= size
-    return cost
+    costs = np.empty((*one.variance.shape, other.variance.shape[1]), np.float32)
+    for some in in_cached_parts(costs):
+        cost = costs[some]
+        lines, squares = _lines(one.samples[some], upright=upright)
+        their_lines, their_squares = (lines, squares) if other is one else _lines(other.samples[some], upright=upright)
+        distances = np.empty_like(cost)
+        for line in range(side):
+            # |a - b|² = |a|² + |b|² - 2 a·b
+            np.matmul(lines[:, :, line], their_lines[:, :, line].transpose(0, 2, 1), out=distances)
+            distances *= -2
+            distances += squares[:, :, line, None]
+            distances += their_squares[:, None, :, line]
+            if line:
+                np.minimum(cost, distances, out=cost)
+            else:
+                cost[:] = distances
+        np.maximum(cost, 0, out=cost)
+        cost /= side
+        mismatch(cost, np.minimum(one.variance[some, :, None], other.variance[some, None, :]))
+        cost *= size
+    return costs
+
+
+def in_cached_parts(costs: Floats) -> list[slice]:
+    """Slices of (n, k, l) that stay in the processor's cache while several things are done to them."""
+    step = max(1, CACHED_NUMBERS // max(1, costs[0].size)) if len(costs) else 1
+    return [slice(begin, begin + step) for begin in range(0, len(costs), step)]
 
 
 def either(one: Floats, other: Floats, size: int) -> Floats:
@@ -85,16 +103,14 @@ def either(one: Floats, other: Floats, size: int) -> Floats:
     return one
 
 
-def _squared_distances(one: Floats, other: Floats) -> Floats:
-    """(n, k, …), (n, l, …) -> (n, k, l), over all the other axes."""
-    length = int(np.prod(one.shape[2:]))
-    one, other = one.reshape(*one.shape[:2], length), other.reshape(*other.shape[:2], length)
-    distances: Floats = np.matmul(one, other.transpose(0, 2, 1))
-    distances *= -2
-    distances += np.einsum("nkd,nkd->nk", one, one)[:, :, None]
-    distances += np.einsum("nkd,nkd->nk", other, other)[:, None, :]
-    np.maximum(distances, 0, out=distances)
-    return distances
+def _lines(samples: Floats, *, upright: bool) -> tuple[Floats, Floats]:
+    """Blocks (n, k, side, side, 4) as lines of numbers (n, k, side, 4 * side), and the sums of their squares."""
+    count, choices, side = samples.shape[:3]
+    if upright:
+        # A pixel at a time, not a number at a time.
+        samples = samples.view(np.complex128).swapaxes(2, 3).copy().view(np.float32)
+    lines = samples.reshape(count, choices, side, 4 * side)
+    return lines, np.square(lines) @ np.ones(4 * side, np.float32)
 
 
 def rim_costs(scene: Scene, cells: Cells, which: Whole, offsets: Whole) -> Floats:
@@ -103,16 +119,22 @@ def rim_costs(scene: Scene, cells: Cells, which: Whole, offsets: Whole) -> Float
     y, x, beside, weight = _rim(scene, cells, which)
     if not len(y):
         return costs
-    own, own_variance = look_up(scene.picture, y, x), look_up(scene.variance, y, x)
+    picture = scene.softened(1)
+    own, own_variance = look_up(picture, y, x), look_up(scene.variance, y, x)
     known = scene.inside & ~scene.hole
     for choice in range(offsets.shape[1]):
         there_y, there_x = y + offsets[beside, choice, 0], x + offsets[beside, choice, 1]
-        difference = np.square(look_up(scene.picture, there_y, there_x) - own).sum(axis=-1)
+        difference = _sum_of_squares(look_up(picture, there_y, there_x) - own)
         cost = mismatch(difference, np.minimum(own_variance, look_up(scene.variance, there_y, there_x)))
         compared = scene.is_in(there_y, there_x) & look_up(known, there_y, there_x)
         costs[:, choice] = np.bincount(beside, weights=np.where(compared, cost, MISSING), minlength=len(which))
     costs *= weight
     return costs
+
+
+def _sum_of_squares(values: Floats) -> Floats:
+    total: Floats = np.einsum("...c,...c->...", values, values)
+    return total
 
 
 def _rim(scene: Scene, cells: Cells, which: Whole) -> tuple[Whole, Whole, Whole, float]:
