@@ -28,7 +28,7 @@ from worker.builtin.train.painting import PainterTraining
 from worker.builtin.train.parts import fresh_autoencoder, fresh_painter, fresh_unet, painter_from
 from worker.builtin.train.recipe import Recipe
 from worker.builtin.train.rendering import batch_of_size, make_scenes, scenes_from, size_of_step
-from worker.builtin.train.words import load_tokenizer, read_vocabulary, tokenize, write_tokenizer
+from worker.builtin.train.words import load_tokenizer, read_vocabulary, save_tokenizer, tokenize, write_tokenizer
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -124,7 +124,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(tokenizer: Path, tmp_path: 
 
 
 def test_the_learning_rate_rises_stays_and_falls(tokenizer: Path) -> None:
-    state = training(tokenizer, samples=1000, learning_rate=1.0, warmup_steps=10)
+    state = training(tokenizer, samples=1000, learning_rate=1.0, warmup_steps=10, cool_down_share=0.25)
     rates = []
     for step, samples in ((0, 0), (9, 100), (50, 700), (60, 875), (70, 1000)):
         state.step, state.samples = step, samples
@@ -206,6 +206,23 @@ def test_every_word_of_the_world_is_one_token_and_others_are_pieces(tokenizer: P
     assert len(words("elephant").input_ids) > 4
     tokens = tokenize(words, ["a red circle", ""])
     assert tokens.shape == (2, 32)
+
+
+def test_equal_words_always_make_equal_vocabularies(tmp_path: Path, tokenizer: Path) -> None:
+    for number in range(3):
+        write_tokenizer(tmp_path / str(number), reversed(WORDS))
+        for name in ("vocab.json", "merges.txt"):
+            assert (tmp_path / str(number) / name).read_bytes() == (tokenizer / name).read_bytes()
+
+
+def test_a_saved_tokenizer_says_the_same_in_all_its_files(tmp_path: Path, tokenizer: Path) -> None:
+    words = load_tokenizer(tokenizer)
+    tokenize(words, ["a red circle"])
+    save_tokenizer(tmp_path, words)
+    fast = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert fast["padding"] is None and fast["truncation"] is None
+    assert read_vocabulary(tmp_path) == fast["model"]["vocab"] == read_vocabulary(tokenizer)
+    assert (tmp_path / "merges.txt").read_text() == (tokenizer / "merges.txt").read_text()
 
 
 def test_a_start_from_other_weights_keeps_what_the_words_meant(tokenizer: Path) -> None:

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None, recipe: Recipe | None = None) -
     quieten_libraries()
     place = _place(asked.device)
     asked.out.mkdir(parents=True, exist_ok=True)
-    if place.leads:
+    if place.leads and not (asked.out / "tokenizer").is_dir():
         write_tokenizer(asked.out / "tokenizer", WORDS)
     _wait_for_all(place)
     with Interrupted() as interrupted:

@@ -33,9 +33,9 @@ class Recipe:
     vae_learning_rate: float = 1e-3
     vae_crop: int = 64
 
-    sizes: Shares = ((64, 0.02), (96, 0.04), (128, 0.1), (192, 0.14), (256, 0.4), (384, 0.14), (512, 0.16))
+    sizes: Shares = ((128, 0.02), (192, 0.12), (256, 0.44), (320, 0.1), (384, 0.14), (512, 0.18))
     """How often a step is of that size; each has about as many pixels, and takes as long."""
-    worlds: Shares = (("narrow", 0.55), ("things", 0.25), ("wide", 0.2))
+    worlds: Shares = (("narrow", 0.4), ("things", 0.45), ("wide", 0.15))
     """How often a scene is of that world (see scenes)."""
     batch: int = 32
     """Pictures of 256 pixels in a step; more of smaller ones, fewer of larger ones."""
@@ -43,9 +43,9 @@ class Recipe:
     uses_of_a_scene: int = 5
     ring_scenes: int = 1024
     """How many are kept of each size; at least eight batches are."""
-    learning_rate: float = 4e-4
+    learning_rate: float = 5e-4
     warmup_steps: int = 100
-    cool_down_share: float = 0.25
+    cool_down_share: float = 0.22
     """The last part of the samples, over which the learning rate falls."""
     noisy_share: float = 0.65
     """Of the timesteps, drawn above `noisy_from` only: there the shapes are decided."""
