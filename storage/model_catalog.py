@@ -15,6 +15,8 @@ from storage.schedulers import SCHEDULERS
 from storage.settings import StorageSettings
 
 SIZE_STEP = 8
+SHORTEST_SIDE = 64
+"""No side that a model works at is shorter, but where its `min_size` is."""
 BUILTIN_MODELS_FILE = Path(__file__).parent / "builtin_models.toml"
 BUILTIN_DIR = Path(__file__).parent.parent / "worker" / "builtin"
 
@@ -89,18 +91,19 @@ class ModelEntry:
     def worked_size(self, width: int, height: int) -> tuple[int, int]:
         """The size at which the model works for a result of `width` × `height`.
 
-        The nearest it supports: inside its limits, multiples of 8, the shape kept as far as they allow. A model
+        Multiples of 8, the shape kept. What is larger than `max_size` is scaled down to it; what is smaller than
+        `min_size` is scaled up, until the shorter side has that or the longer one is as long as it may be. A model
         without weights takes any.
         """
         if not self.has_weights:
             return width, height
-        shrink = min(1.0, self.max_size / max(width, height))
-        grow = max(1.0, self.min_size / min(width, height) / shrink)
-        return self._supported(width * shrink * grow), self._supported(height * shrink * grow)
+        most = self.max_size / max(width, height)
+        scale = min(most, max(1.0, self.min_size / min(width, height)))
+        return self._supported(width * scale), self._supported(height * scale)
 
     def _supported(self, length: float) -> int:
         multiple = int(length / SIZE_STEP + 0.5) * SIZE_STEP
-        return max(self.min_size, min(self.max_size, multiple))
+        return max(min(self.min_size, SHORTEST_SIDE), min(self.max_size, multiple))
 
 
 @dataclass(frozen=True)

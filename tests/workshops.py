@@ -29,7 +29,7 @@ from worker.safety import Safety
 from worker.settings import WorkerSettings
 from worker.tasks import Workshop
 
-SIZE = 96
+SIZE = 256
 LEASE_SECONDS = 1.0
 
 

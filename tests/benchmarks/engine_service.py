@@ -22,7 +22,7 @@ from worker.engine import open_engine
 from worker.sample import Painting
 from worker.settings import WorkerSettings
 
-SIZE, STEPS, GUIDANCE = 128, 20, 4.0
+SIZE, STEPS, GUIDANCE = 256, 20, 4.0
 AIM = 0.97
 WAIT_SECONDS = 600
 SETTINGS = {"MAX_QUEUED_JOBS": "0", "TORCH_THREADS": "1"}

@@ -20,7 +20,7 @@ from tests.service import Service
 CLIENTS = 50
 # As fal's Python client does.
 POLL_SECONDS = 0.1
-SIZE = 128
+SIZE = 256
 STEPS = 150
 AIM_SECONDS = 0.050
 QUEUE = "/queue/fal-ai/inpaint"

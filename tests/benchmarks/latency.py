@@ -22,7 +22,7 @@ from tests.benchmarks.figures import NONE, Findings, Row, milliseconds, quantile
 from tests.benchmarks.pictures import as_png, from_png, middle_mask, photographs
 from tests.service import SOURCE_DIR, Service
 
-SIZES = (128, 512)
+SIZES = (256, 512)
 AIM_SECONDS = 0.005
 START_SECONDS, STOP_SECONDS = 90.0, 30.0
 POLL_SECONDS = 0.2
@@ -74,7 +74,7 @@ def latency(service: Service, *, jobs: int) -> Findings:
     rows += [_stored_row(size, times) for size, times in found.items()]
     rows += [_answered_row(size, times) for size, times in found.items()]
     remarks = [
-        "(c) One job at a time of one step at 128 px, on an idle worker: the product's, with a stopwatch around its "
+        "(c) One job at a time of one step at 256 px, on an idle worker: the product's, with a stopwatch around its "
         "calls. Record and claim are stamped by Redis. `fetchable`: the record says succeeded; every picture was "
         "fetched at once and decoded. The encode's own time is taken off. ratio: how many PINGs it is."
     ]

@@ -23,7 +23,7 @@ from tests.painting import load_stock, psnr
 from tests.service import Service
 from worker.settings import WorkerSettings
 
-SIZE = 128
+SIZE = 256
 GUIDANCE_SCALE = 4.0
 MAX_RATIO = 1.05
 TRIES = 8

@@ -52,7 +52,7 @@ def test_the_built_in_model_repaints_what_is_masked_and_nothing_else_and_what_is
             worker.wait()
     done = scene.job(job)
     assert done.status is JobStatus.SUCCEEDED, (done.failure, (tmp_path / "log").read_text())
-    assert done.notes["worked_size"] == [152, 120]
+    assert done.notes["worked_size"] == [320, 256]
     assert done.notes["unet_evaluations"] == 16
     kept = np.ones((120, 150), bool)
     kept[30:90, 37:113] = False

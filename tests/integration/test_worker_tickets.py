@@ -88,21 +88,21 @@ def test_what_was_not_masked_is_the_picture_and_what_was_masked_is_the_engine_s(
 
 
 def test_a_larger_result_is_worked_around_its_mask_and_keeps_the_scaled_picture(scene: Scene) -> None:
-    job = scene.submit(width=300, height=200)
+    job = scene.submit(width=1000, height=700)
     work_off_ticket(scene.workshop())
     (painting,) = scene.engine.paintings
-    scaled = scale_picture(a_picture(), 300, 200)
-    assert np.array_equal(painting.picture, scaled[:160, 32:192])
-    assert painting.mask.shape == (160, 160)
+    scaled = scale_picture(a_picture(), 1000, 700)
+    assert np.array_equal(painting.picture, scaled[6:518, 119:631])
+    assert painting.mask.shape == (512, 512)
     notes = scene.job(job).notes
-    assert (notes["worked_size"], notes["worked_box"]) == ([160, 160], [32, 0, 160, 160])
+    assert (notes["worked_size"], notes["worked_box"]) == ([512, 512], [119, 6, 512, 512])
     assert painting.whole is not None, "for previews"
     assert np.array_equal(painting.whole.picture, scaled)
-    assert painting.whole.frame.box == [32, 0, 160, 160]
-    kept = np.ones((200, 300), bool)
-    kept[50:100, 75:150] = False
+    assert painting.whole.frame.box == [119, 6, 512, 512]
+    kept = np.ones((700, 1000), bool)
+    kept[175:350, 250:500] = False
     assert np.array_equal(scene.result(job)[kept], scaled[kept])
-    assert not np.array_equal(scene.result(job)[60:90, 90:140], scaled[60:90, 90:140])
+    assert not np.array_equal(scene.result(job)[200:300, 300:400], scaled[200:300, 300:400])
 
 
 def test_a_job_without_a_prompt_gets_what_its_model_takes_for_one(scene: Scene) -> None:
@@ -183,7 +183,7 @@ def test_a_black_painting_mask_means_the_opposite(scene: Scene) -> None:
 def test_the_run_time_of_a_success_is_remembered_for_its_worked_size(scene: Scene) -> None:
     scene.submit(width=512, height=512)
     work_off_ticket(scene.workshop())
-    assert scene.jobs.runtimes("doodle")[160, 160].jobs == 1
+    assert scene.jobs.runtimes("doodle")[512, 512].jobs == 1
 
 
 def test_a_ticket_too_many_finds_nothing(scene: Scene) -> None:

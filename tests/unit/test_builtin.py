@@ -19,11 +19,11 @@ from worker.engine import Engine, Painting
 
 pytestmark = LIBRARY_WARNINGS
 
-SIZE = 128
-HOLE = slice(32, 96)
+SIZE = 256
+HOLE = slice(64, 192)
 MAX_BYTES = 15_000_000
 # Of all weights together, in the order of their paths. Whoever ships others changes this and the model's card.
-WEIGHTS_SHA256 = "90eae129e75bb36307d904fda49058b318566e8324ff031e0565c58d7b89882e"
+WEIGHTS_SHA256 = "4b86addc94e890831eb3701071204a5e04c57617291322f02d4f20fedc04d8e9"
 DOODLE = load_catalog(StorageSettings(models_file=None)).default
 
 
@@ -89,6 +89,15 @@ def test_its_list_of_words_is_what_its_tokenizer_knows() -> None:
     assert all(len(tokenizer(word).input_ids) == 3 for word in words)
 
 
+def test_all_files_of_its_tokenizer_say_the_same() -> None:
+    assert isinstance(DOODLE.source, Folder)
+    folder = DOODLE.source.path / "tokenizer"
+    fast = json.loads((folder / "tokenizer.json").read_text())
+    assert json.loads((folder / "vocab.json").read_text()) == fast["model"]["vocab"]
+    merges = [" ".join(pair) for pair in fast["model"]["merges"]]
+    assert (folder / "merges.txt").read_text().splitlines()[1:] == merges
+
+
 def test_the_colour_lands_where_the_mask_is(engine: Engine) -> None:
     left = np.zeros((SIZE, SIZE), np.uint8)
     left[:, : SIZE // 2] = 255
@@ -101,7 +110,7 @@ def test_the_colour_lands_where_the_mask_is(engine: Engine) -> None:
 def test_without_a_prompt_the_surroundings_go_on(engine: Engine) -> None:
     sky = np.full((SIZE, SIZE, 3), (120, 180, 240), np.uint8)
     marked = sky.copy()
-    marked[48:80, 48:80] = (215, 30, 35)
+    marked[96:160, 96:160] = (215, 30, 35)
     [picture] = engine.paint(ask(DOODLE.empty_prompt, picture=marked, seeds=(1,)))
     assert np.abs(hole_of(picture) - hole_of(sky)).mean() < 15
 
@@ -120,7 +129,7 @@ def test_a_negative_prompt_keeps_a_colour_away(engine: Engine) -> None:
     seeds = tuple(range(4))
     free = np.mean([share(picture, "red") for picture in engine.paint(ask(prompt, seeds=seeds))])
     kept = np.mean([share(p, "red") for p in engine.paint(ask(prompt, seeds=seeds, negative_prompt="red"))])
-    assert free > 0.05
+    assert free > 0.02
     assert kept < free / 5
 
 

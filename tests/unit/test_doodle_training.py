@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 from storage.model_catalog import Folder, load_catalog
 from storage.settings import StorageSettings
@@ -19,13 +21,14 @@ from tests.painting import LIBRARY_WARNINGS, load_on_cpu, make_painting, running
 from worker.builtin.train.__main__ import main
 from worker.builtin.train.captions import WORDS
 from worker.builtin.train.checkpoint import load_checkpoint, save_checkpoint
+from worker.builtin.train.growing import grown
 from worker.builtin.train.latents import Ring, encode_scenes
 from worker.builtin.train.optimiser import Optimiser, orthogonal
 from worker.builtin.train.painting import PainterTraining
-from worker.builtin.train.parts import fresh_autoencoder, fresh_painter, painter_from
+from worker.builtin.train.parts import fresh_autoencoder, fresh_painter, fresh_unet, painter_from
 from worker.builtin.train.recipe import Recipe
-from worker.builtin.train.rendering import make_scenes, scenes_from
-from worker.builtin.train.words import load_tokenizer, read_vocabulary, tokenize, write_tokenizer
+from worker.builtin.train.rendering import batch_of_size, make_scenes, scenes_from, size_of_step
+from worker.builtin.train.words import load_tokenizer, read_vocabulary, save_tokenizer, tokenize, write_tokenizer
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -41,10 +44,8 @@ TINY = Recipe(
     vae_joint_steps=3,
     vae_decoder_steps=2,
     vae_crop=32,
-    small_size=32,
-    large_size=64,
-    large_share=0.3,
-    batch=6,
+    sizes=((32, 0.7), (64, 0.3)),
+    largest_batch=6,
     ring_scenes=8,
     learning_rate=1e-3,
     warmup_steps=2,
@@ -67,10 +68,12 @@ def training(tokenizer: Path, *, samples: int = 100, **changes: Any) -> PainterT
 
 def test_one_command_trains_goes_on_and_leaves_a_model_that_paints(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = [str(out), "--device", "cpu", "--trial-wishes", "2", "--learning-rate", "0.002"]
+    arguments = [str(out), "--device", "cpu", "--trial-wishes", "2", "--trial-size", "128"]
+    arguments += ["--learning-rate", "0.002", "--worlds", "narrow:1,things:2"]
     main([*arguments, "--samples", "12"], TINY)
     first = load_checkpoint(out / "painter-0.pt", CPU)
     assert first is not None and first["samples"] >= 12 and first["recipe"]["learning_rate"] == 0.002
+    assert first["recipe"]["worlds"] == (("narrow", 1.0), ("things", 2.0))
     main([*arguments, "--samples", "24"], TINY)
     second = load_checkpoint(out / "painter-0.pt", CPU)
     assert second is not None and second["step"] > first["step"]
@@ -92,7 +95,7 @@ def test_one_command_trains_goes_on_and_leaves_a_model_that_paints(tmp_path: Pat
 
 
 def test_a_training_begins_with_given_weights_and_goes_on_without_them(tmp_path: Path) -> None:
-    arguments = ["--device", "cpu", "--trial-wishes", "0", "--samples"]
+    arguments = ["--device", "cpu", "--trial-wishes", "0", "--trial-size", "64", "--samples"]
     main([str(tmp_path / "one"), *arguments, "6"], TINY)
     main([str(tmp_path / "two"), "--weights", str(tmp_path / "one" / "model"), *arguments, "6"], TINY)
     main([str(tmp_path / "two"), *arguments, "12"], TINY)
@@ -121,7 +124,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(tokenizer: Path, tmp_path: 
 
 
 def test_the_learning_rate_rises_stays_and_falls(tokenizer: Path) -> None:
-    state = training(tokenizer, samples=1000, learning_rate=1.0, warmup_steps=10)
+    state = training(tokenizer, samples=1000, learning_rate=1.0, warmup_steps=10, cool_down_share=0.25)
     rates = []
     for step, samples in ((0, 0), (9, 100), (50, 700), (60, 875), (70, 1000)):
         state.step, state.samples = step, samples
@@ -130,7 +133,7 @@ def test_the_learning_rate_rises_stays_and_falls(tokenizer: Path) -> None:
 
 
 def test_a_small_model_learns_something(tokenizer: Path) -> None:
-    state = training(tokenizer, large_share=0.0, noisy_share=0.0, batch=12, learning_rate=3e-3)
+    state = training(tokenizer, sizes=((32, 1.0),), noisy_share=0.0, largest_batch=12, learning_rate=3e-3)
     losses = [state.advance() for _ in range(60)]
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:5])
 
@@ -144,6 +147,28 @@ def test_averaged_weights_are_lent_and_given_back(tokenizer: Path) -> None:
         lent = {name: weight.detach().clone() for name, weight in painter.parameters().items()}
     assert any(not torch.equal(lent[name], own[name]) for name in own)
     assert all(torch.equal(weight, own[name]) for name, weight in state.painter.parameters().items())
+
+
+@torch.no_grad()
+def test_a_grown_unet_begins_with_what_the_smaller_one_does_at_half_of_the_size() -> None:
+    doodle = load_catalog(StorageSettings(models_file=None)).default
+    assert isinstance(doodle.source, Folder)
+    small = UNet2DConditionModel.from_pretrained(doodle.source.path / "unet", torch_dtype=torch.float32)
+    channels = small.config.block_out_channels
+    large = grown(small, fresh_unet(dataclasses.replace(Recipe(), unet_channels=(channels[0], *channels))))
+    torch.manual_seed(2)
+    seen, timesteps, text = torch.randn(2, 9, 16, 16), torch.tensor([300, 900]), torch.randn(2, 32, 128)
+    before = small(seen, timesteps, text).sample
+    after = large(seen.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), timesteps, text).sample
+    likeness = torch.corrcoef(torch.stack([before.flatten(), avg_pool2d(after, 2).flatten()]))[0, 1]
+    assert after.shape == (2, 4, 32, 32) and likeness > 0.9
+
+
+def test_processes_that_train_together_work_at_different_sizes() -> None:
+    recipe = dataclasses.replace(TINY, sizes=((64, 0.5), (256, 0.5)), batch=1, largest_batch=16)
+    pairs = [tuple(size_of_step(recipe, rank, step) for rank in range(2)) for step in range(40)]
+    assert set(pairs) == {(64, 64), (64, 256), (256, 64), (256, 256)}
+    assert (batch_of_size(recipe, 64), batch_of_size(recipe, 256), batch_of_size(recipe, 512)) == (16, 1, 1)
 
 
 def test_scenes_do_not_depend_on_who_draws_them() -> None:
@@ -181,6 +206,23 @@ def test_every_word_of_the_world_is_one_token_and_others_are_pieces(tokenizer: P
     assert len(words("elephant").input_ids) > 4
     tokens = tokenize(words, ["a red circle", ""])
     assert tokens.shape == (2, 32)
+
+
+def test_equal_words_always_make_equal_vocabularies(tmp_path: Path, tokenizer: Path) -> None:
+    for number in range(3):
+        write_tokenizer(tmp_path / str(number), reversed(WORDS))
+        for name in ("vocab.json", "merges.txt"):
+            assert (tmp_path / str(number) / name).read_bytes() == (tokenizer / name).read_bytes()
+
+
+def test_a_saved_tokenizer_says_the_same_in_all_its_files(tmp_path: Path, tokenizer: Path) -> None:
+    words = load_tokenizer(tokenizer)
+    tokenize(words, ["a red circle"])
+    save_tokenizer(tmp_path, words)
+    fast = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert fast["padding"] is None and fast["truncation"] is None
+    assert read_vocabulary(tmp_path) == fast["model"]["vocab"] == read_vocabulary(tokenizer)
+    assert (tmp_path / "merges.txt").read_text() == (tokenizer / "merges.txt").read_text()
 
 
 def test_a_start_from_other_weights_keeps_what_the_words_meant(tokenizer: Path) -> None:

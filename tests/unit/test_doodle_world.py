@@ -11,7 +11,7 @@ from worker.builtin.train.captions import WORDS
 from worker.builtin.train.drawing import Place
 from worker.builtin.train.judging import colour_share, look_at
 from worker.builtin.train.palette import COLOUR_NAMES, COLOURS, tint
-from worker.builtin.train.scenes import NARROW, WIDE, Scene, World, make_scene
+from worker.builtin.train.scenes import NARROW, THINGS, WIDE, WORLDS, Scene, World, make_scene
 from worker.builtin.train.shapes import SHAPES, any_tilt, draw_shape
 from worker.builtin.train.things import THING_NAMES, draw_thing
 from worker.builtin.train.trials import judge, make_wishes
@@ -42,7 +42,7 @@ def test_equal_seeds_draw_equal_scenes_and_others_others() -> None:
     assert not any(np.array_equal(first.picture, third.picture) for first, third in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("world", [NARROW, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS.keys())
 def test_every_scene_has_a_mask_that_asks_for_something(world: World) -> None:
     for scene in scenes(world):
         assert scene.picture.shape == (SIZE, SIZE, 3) and scene.picture.dtype == np.uint8
@@ -70,6 +70,12 @@ def test_the_narrow_world_is_mostly_single_figures() -> None:
         return float(np.mean([any(shape in scene.caption for shape in SHAPES) for scene in scenes(world, 600)]))
 
     assert share(NARROW) > 1.3 * share(WIDE)
+
+
+def test_the_world_of_things_often_has_one_on_a_bench() -> None:
+    captions = [scene.caption for scene in scenes(THINGS, 600)]
+    assert sum(any(thing in caption for thing in THING_NAMES) for caption in captions) > 0.6 * len(captions)
+    assert sum("on a bench" in caption for caption in captions) > 0.05 * len(captions)
 
 
 @pytest.mark.parametrize("kind", BACKGROUNDS)

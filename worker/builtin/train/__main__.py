@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +27,7 @@ from worker.builtin.train.checkpoint import load_checkpoint, save_checkpoint
 from worker.builtin.train.export import export_model, make_pipeline
 from worker.builtin.train.painting import PainterTraining
 from worker.builtin.train.parts import Painter, autoencoder_from, fresh_autoencoder, fresh_painter, painter_from
-from worker.builtin.train.recipe import Recipe
+from worker.builtin.train.recipe import USUAL_SIZE, Recipe, Shares
 from worker.builtin.train.trials import GRID_PROMPTS, Obedience, make_wishes, measure, paint, write_grid
 from worker.builtin.train.words import write_tokenizer
 from worker.loading import quieten_libraries
@@ -34,15 +35,22 @@ from worker.loading import quieten_libraries
 SECONDS_PER_MINUTE = 60
 LOSSES_SHOWN = 100
 TRIAL_SEED = 20  # the benchmark's wishes have another
+
+
+def _shares(text: str, kind: Callable[[str], Any]) -> Shares:
+    """Of `256:0.7,512:0.3`."""
+    pairs = (each.split(":") for each in text.split(","))
+    return tuple((kind(choice), float(share)) for choice, share in pairs)
+
+
 CHANGEABLE: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "batch": int,
     "vae_joint_steps": int,
     "vae_decoder_steps": int,
     "learning_rate": float,
-    "narrow_share": float,
-    "large_size": int,
-    "large_share": float,
+    "sizes": partial(_shares, kind=int),
+    "worlds": partial(_shares, kind=str),
     "cool_down_share": float,
 }
 console = Console()
@@ -103,7 +111,7 @@ def main(arguments: Sequence[str] | None = None, recipe: Recipe | None = None) -
     quieten_libraries()
     place = _place(asked.device)
     asked.out.mkdir(parents=True, exist_ok=True)
-    if place.leads:
+    if place.leads and not (asked.out / "tokenizer").is_dir():
         write_tokenizer(asked.out / "tokenizer", WORDS)
     _wait_for_all(place)
     with Interrupted() as interrupted:
@@ -125,6 +133,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--renderers", type=int, default=0, help="processes that draw scenes (a GPU wants 12 or so)")
     parser.add_argument("--save-minutes", type=float, default=3)
     parser.add_argument("--trial-minutes", type=float, default=15, help="between sample pictures")
+    parser.add_argument("--trial-size", type=int, default=USUAL_SIZE, help="of sample pictures, in pixels")
     parser.add_argument("--trial-wishes", type=int, default=60, help="prompts painted and judged in a trial")
     for name, kind in CHANGEABLE.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"instead of {getattr(Recipe(), name)}")
@@ -229,7 +238,7 @@ def _first_painter(asked: argparse.Namespace, recipe: Recipe) -> Painter:
 
 def _try_out(asked: argparse.Namespace, training: PainterTraining) -> None:
     """A grid to look at, figures, and the model itself: the latest in OUT/model, the most obedient in OUT/best."""
-    size, wishes = training.recipe.small_size, make_wishes(asked.trial_wishes, TRIAL_SEED)
+    size, wishes = asked.trial_size, make_wishes(asked.trial_wishes, TRIAL_SEED)
     with training.averaged() as painter:
         pipeline = make_pipeline(painter, training.autoencoder)
         obedience = measure(pipeline, wishes, size) if wishes else Obedience(0, 0, 0)
@@ -270,7 +279,7 @@ def _progress(name: str, total: int, done: int, place: Place) -> Iterator[Any]:
             del losses[:-LOSSES_SHOWN]
             mean = sum(losses) / len(losses)
             progress.update(task, completed=work, description=f"{name}, loss {mean:.3f}")
-            if calls % LOSSES_SHOWN == 0:
+            if place.leads and calls % LOSSES_SHOWN == 0:
                 progress.console.print(f"{name}: {work} of {total}, loss {mean:.4f}", highlight=False)
 
         yield show

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from worker.builtin.train.captions import WORDS
 from worker.builtin.train.parts import Painter
 from worker.builtin.train.recipe import SCHEDULER
-from worker.builtin.train.words import WORDS_FILE, write_tokenizer
+from worker.builtin.train.words import WORDS_FILE, save_tokenizer
 
 
 def make_pipeline(painter: Painter, autoencoder: Any) -> Any:
@@ -47,7 +47,5 @@ def export_model(folder: Path, painter: Painter, autoencoder: Any) -> None:
         part.register_to_config(_name_or_path="")
     pipeline = make_pipeline(Painter(unet, text_encoder, painter.tokenizer), tiny)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    # transformers writes one file of its own; others, and this program, read the two of CLIP's first tokenizer.
-    write_tokenizer(folder / "tokenizer", WORDS)
-    painter.tokenizer.save_pretrained(folder / "tokenizer")
+    save_tokenizer(folder / "tokenizer", painter.tokenizer)
     (folder / WORDS_FILE).write_text(json.dumps(list(WORDS)) + "\n")

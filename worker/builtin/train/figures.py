@@ -31,6 +31,8 @@ class Variety(Protocol):
     def single_share(self) -> float: ...
     @property
     def pair_share(self) -> float: ...
+    @property
+    def bench_share(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def draw_figures(random: Random, image: Image, box: Box, *, avoided: tuple[str, 
     if kind < world.single_share or min(box.width, box.height) < TOO_NARROW_PIXELS:
         return _one_in(random, image, box, avoided, world.thing_share)
     if kind < world.single_share + world.pair_share:
-        return _several(random, image, box, avoided, world.thing_share)
+        return _several(random, image, box, avoided, world)
     return _group(random, image, box, avoided)
 
 
@@ -107,8 +109,8 @@ def _one_in(random: Random, image: Image, box: Box, avoided: tuple[str, ...], th
     return _one(random, Place(image, x, y, radius), avoided, thing_share, size_word)
 
 
-def _several(random: Random, image: Image, box: Box, avoided: tuple[str, ...], thing_share: float) -> str:
-    if random.random() < 0.12:
+def _several(random: Random, image: Image, box: Box, avoided: tuple[str, ...], world: Variety) -> str:
+    if random.random() < world.bench_share:
         return _on_a_bench(random, image, box, avoided)
     side_by_side = box.width >= box.height * 0.9
     count = 3 if random.random() < 0.2 else 2
@@ -116,7 +118,7 @@ def _several(random: Random, image: Image, box: Box, avoided: tuple[str, ...], t
     radius = min(longer / (2 * count) * random.uniform(0.62, 0.9), box.half * 0.9)
     shares = (0.27, 0.73) if count == 2 else (0.18, 0.5, 0.82)
     middles = [box.at(share, 0.5) if side_by_side else box.at(0.5, share) for share in shares]
-    captions = [_one(random, Place(image, *middle, radius), avoided, thing_share) for middle in middles]
+    captions = [_one(random, Place(image, *middle, radius), avoided, world.thing_share) for middle in middles]
     if count > 2:
         return " and ".join(captions)
     if not side_by_side and random.random() < 0.3:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
+from diffusers.models.attention_processor import AttnProcessor
 from torch import distributed
 from torch.nn.utils import clip_grad_norm_
 
 from worker.builtin.train.latents import Batch, Ring, encode_scenes
 from worker.builtin.train.optimiser import Optimiser
 from worker.builtin.train.parts import Painter
-from worker.builtin.train.recipe import SCHEDULER, TRAIN_TIMESTEPS, Recipe
+from worker.builtin.train.recipe import LATENT_FACTOR, SCHEDULER, TRAIN_TIMESTEPS, USUAL_SIZE, Recipe
 from worker.builtin.train.rendering import batch_of_size, scenes_from, size_of_step
 from worker.builtin.train.words import tokenize
 
@@ -51,15 +52,17 @@ class PainterTraining:
         for module in (painter.unet, painter.text_encoder, autoencoder):
             module.to(device)
         autoencoder.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        if device.type == "cuda":
-            painter.unet.to(memory_format=torch.channels_last)
+        painter.unet.to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            painter.unet.set_attn_processor(AttnProcessor())  # torch's own is slow with few tokens and small heads
         self._weights = painter.parameters()
         self._averages = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._optimiser = Optimiser(self._weights)
         self._noising = DDPMScheduler(**SCHEDULER)
-        sizes = (recipe.small_size, recipe.large_size)
-        kept = max(recipe.ring_scenes, 8 * recipe.batch)
-        self._rings = {size: Ring(kept, size, device) for size in sizes}
+        self._rings = {
+            size: Ring(max(recipe.ring_scenes, 8 * batch_of_size(recipe, size)), size, device)
+            for size, _share in recipe.sizes
+        }
         self._unprompted = tokenize(painter.tokenizer, [""]).to(device)
         self._scenes: Iterator[Any] | None = None
 
@@ -76,7 +79,7 @@ class PainterTraining:
 
     def advance(self) -> float:
         """One step; its loss in this process."""
-        size = size_of_step(self.recipe, self.step)
+        size = size_of_step(self.recipe, self._rank, self.step)
         if self._scenes is None:
             self._scenes = scenes_from(self.recipe, self._rank, self.step, renderers=self._renderers)
         ring, amount = self._rings[size], batch_of_size(self.recipe, size)
@@ -91,11 +94,16 @@ class PainterTraining:
         self._share_gradients()
         clip_grad_norm_(self._weights.values(), MAX_GRADIENT)
         self._optimiser.step(self.learning_rate)
+        self.samples += self._pictures_of(self.step)
         self.step += 1
-        self.samples += amount * self._world_size
         if self.step % self.recipe.average_every_steps == 0:
             self._average()
         return float(loss.detach())
+
+    def _pictures_of(self, step: int) -> int:
+        """In all processes."""
+        sizes = (size_of_step(self.recipe, rank, step) for rank in range(self._world_size))
+        return sum(batch_of_size(self.recipe, size) for size in sizes)
 
     def _loss(self, batch: Batch, random: torch.Generator) -> torch.Tensor:
         """Of the predicted velocity. Source: Salimans and Ho, "Progressive Distillation" (2022), appendix D."""
@@ -103,7 +111,7 @@ class PainterTraining:
         unprompted = torch.rand(amount, generator=random) < recipe.unprompted_share
         tokens = torch.where(unprompted.to(self.device)[:, None], self._unprompted, batch.tokens)
         noisy = torch.rand(amount, generator=random) < recipe.noisy_share
-        floors = torch.where(noisy, recipe.noisy_from, 0)
+        floors = torch.where(noisy, _noisy_from(recipe, LATENT_FACTOR * batch.target.shape[-1]), 0)
         timesteps = floors + (torch.rand(amount, generator=random) * (TRAIN_TIMESTEPS - floors)).long()
         timesteps = timesteps.to(self.device)
         noise = torch.randn(batch.target.shape, generator=random).to(self.device)
@@ -172,3 +180,8 @@ class PainterTraining:
             if size in state["rings"]:
                 ring.load(state["rings"][size])
         self._scenes = None
+
+
+def _noisy_from(recipe: Recipe, size: int) -> int:
+    """The timestep above which a shape in a picture of that size is hidden. Its noise is a mean of more values."""
+    return max(0, int(recipe.noisy_from + recipe.noisier_by * np.log2(size / USUAL_SIZE)))

@@ -11,11 +11,13 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from worker.builtin.train.growing import grown
 from worker.builtin.train.recipe import LATENT_CHANNELS, Recipe
 from worker.builtin.train.words import MAX_TOKENS, carried_over, load_tokenizer, read_vocabulary
 
 UNET_INPUT_CHANNELS = 2 * LATENT_CHANNELS + 1  # noisy latents, mask, masked picture
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
+TEXT_LEVELS = 2
 _TEXT_STD = 0.1
 
 
@@ -42,7 +44,7 @@ def fresh_painter(recipe: Recipe, tokenizer_folder: Path) -> Painter:
     """With random weights, which depend on the recipe's seed."""
     torch.manual_seed(recipe.seed)
     size = len(read_vocabulary(tokenizer_folder))
-    return Painter(_fresh_unet(recipe), _fresh_text_encoder(recipe, size), load_tokenizer(tokenizer_folder))
+    return Painter(fresh_unet(recipe), _fresh_text_encoder(recipe, size), load_tokenizer(tokenizer_folder))
 
 
 def painter_from(start: Path, recipe: Recipe, tokenizer_folder: Path) -> Painter:
@@ -56,6 +58,8 @@ def painter_from(start: Path, recipe: Recipe, tokenizer_folder: Path) -> Painter
     state[key] = carried_over(state[key], old_words, words, text.state_dict()[key])
     text.load_state_dict(state)
     unet = UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32, local_files_only=True)
+    if len(unet.config.block_out_channels) < len(recipe.unet_channels):
+        unet = grown(unet, fresh_unet(recipe))
     return Painter(unet, text, load_tokenizer(tokenizer_folder))
 
 
@@ -76,15 +80,15 @@ def autoencoder_from(folder: Path) -> Any:
     return AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
 
 
-def _fresh_unet(recipe: Recipe) -> Any:
+def fresh_unet(recipe: Recipe) -> Any:
     return UNet2DConditionModel(
         sample_size=32,
         in_channels=UNET_INPUT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=recipe.unet_channels,
         layers_per_block=1,
-        down_block_types=(PLAIN[0], CROSS[0], CROSS[0]),
-        up_block_types=(CROSS[1], CROSS[1], PLAIN[1]),
+        down_block_types=(PLAIN[0],) * (len(recipe.unet_channels) - TEXT_LEVELS) + (CROSS[0],) * TEXT_LEVELS,
+        up_block_types=(CROSS[1],) * TEXT_LEVELS + (PLAIN[1],) * (len(recipe.unet_channels) - TEXT_LEVELS),
         cross_attention_dim=recipe.text_width,
         attention_head_dim=recipe.heads,
         norm_num_groups=recipe.unet_groups,

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 LATENT_FACTOR = 8
 LATENT_CHANNELS = 4
+USUAL_SIZE = 256
+
+Shares = tuple[tuple[Any, float], ...]
+"""What there is to choose from, and how probable each is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +19,8 @@ class Recipe:
 
     seed: int = 0
 
-    unet_channels: tuple[int, ...] = (48, 96, 128)
+    unet_channels: tuple[int, ...] = (48, 48, 96, 128)
+    """Level by level, each of half the size; the lower two of them see the text."""
     unet_groups: int = 16
     heads: int = 4
     text_width: int = 128
@@ -27,28 +33,31 @@ class Recipe:
     vae_learning_rate: float = 1e-3
     vae_crop: int = 64
 
-    small_size: int = 128
-    large_size: int = 256
-    large_share: float = 0.1
-    """Of the steps; those have fewer pictures, so that they take as long."""
-    narrow_share: float = 0.75
-    """Of the scenes; the others are wide."""
-    batch: int = 64
-    uses_of_a_scene: int = 3
+    sizes: Shares = ((128, 0.02), (192, 0.12), (256, 0.44), (320, 0.1), (384, 0.14), (512, 0.18))
+    """How often a step is of that size; each has about as many pixels, and takes as long."""
+    worlds: Shares = (("narrow", 0.4), ("things", 0.45), ("wide", 0.15))
+    """How often a scene is of that world (see scenes)."""
+    batch: int = 32
+    """Pictures of 256 pixels in a step; more of smaller ones, fewer of larger ones."""
+    largest_batch: int = 256
+    uses_of_a_scene: int = 5
     ring_scenes: int = 1024
-    """How many are kept; at least eight batches are."""
-    learning_rate: float = 4e-4
+    """How many are kept of each size; at least eight batches are."""
+    learning_rate: float = 5e-4
     warmup_steps: int = 100
-    cool_down_share: float = 0.25
+    cool_down_share: float = 0.22
     """The last part of the samples, over which the learning rate falls."""
     noisy_share: float = 0.65
     """Of the timesteps, drawn above `noisy_from` only: there the shapes are decided."""
-    noisy_from: int = 400
+    noisy_from: int = 510
+    """For 256 pixels: the larger a picture, the more noise it takes to hide a shape in it."""
+    noisier_by: int = 110
+    """Where the sides are twice as long."""
     unprompted_share: float = 0.1
     """Trained without their caption, so that guidance has something to start from."""
     outside_weight: float = 0.3
     """Of the loss where nothing is repainted."""
-    average_decay: float = 0.98
+    average_decay: float = 0.99
     average_every_steps: int = 4
 
 

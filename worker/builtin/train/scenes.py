@@ -36,6 +36,8 @@ class World:
     single_share: float
     pair_share: float
     """The others are groups of equal figures."""
+    bench_share: float
+    """Of the pairs, those that sit on a bench."""
     rectangle_share: float
     """Of the masks that are not the whole picture."""
     mask_reach: tuple[float, float]
@@ -48,19 +50,34 @@ WIDE = World(
     thing_share=0.42,
     single_share=0.62,
     pair_share=0.2,
+    bench_share=0.12,
     rectangle_share=0.45,
     mask_reach=(0.3, 0.9),
 )
+_SIMPLE = (PLAIN,) * 9 + ("sky", "night", "grass", "wood", "stripes", "field") + (PHOTO,) * 4
 # One large shape on something simple: what a shape's word means is learned here first.
 NARROW = World(
-    backgrounds=(PLAIN,) * 9 + ("sky", "night", "grass", "wood", "stripes", "field", PHOTO),
+    backgrounds=_SIMPLE,
     figure_share=0.88,
     thing_share=0.2,
     single_share=0.94,
     pair_share=0.06,
+    bench_share=0.12,
     rectangle_share=0.7,
     mask_reach=(0.55, 0.95),
 )
+# The same for things, alone or two of them.
+THINGS = World(
+    backgrounds=_SIMPLE,
+    figure_share=0.95,
+    thing_share=0.75,
+    single_share=0.55,
+    pair_share=0.42,
+    bench_share=0.5,
+    rectangle_share=0.7,
+    mask_reach=(0.6, 0.95),
+)
+WORLDS = {"narrow": NARROW, "things": THINGS, "wide": WIDE}
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 MAX_TOKENS = 32
 WORDS_FILE = "words.json"
 START, END = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
-_ENOUGH = 20_000
 
 
 def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
-    """The files of a CLIPTokenizer. What is no word of the world falls back to smaller pieces."""
+    """The files of a new CLIPTokenizer. What is no word of the world falls back to smaller pieces."""
     merges = _learn_merges(sorted(set(words)))
     letters = _byte_letters()
     pieces = dict.fromkeys([*letters, *(letter + _END_OF_WORD for letter in letters)])
     pieces |= dict.fromkeys(first + second for first, second in merges)
     vocabulary = {piece: number for number, piece in enumerate([*pieces, START, END])}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    lines = ["#version: 0.2", *(f"{first} {second}" for first, second in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    _write_vocabulary(folder, vocabulary, merges)
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     config = special | {
         "model_max_length": MAX_TOKENS,
@@ -38,6 +35,15 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
         "errors": "replace",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+
+
+def save_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """The file of transformers' fast tokenizers, and the two of CLIP's first one, which others read."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.save_pretrained(folder)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    _write_vocabulary(folder, model["vocab"], model["merges"])
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -64,16 +70,34 @@ def carried_over(rows: torch.Tensor, old: dict[str, int], new: dict[str, int], f
     return result
 
 
-def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte pair encoding, driven so far that each word is one piece."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=_END_OF_WORD))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_ENOUGH, min_frequency=1, end_of_word_suffix=_END_OF_WORD, show_progress=False
-    )
-    tokenizer.train_from_iterator([" ".join(words)], trainer)
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [(first, second) for first, second in (m.split(" ") if isinstance(m, str) else m for m in merges)]
+def _write_vocabulary(folder: Path, vocabulary: Mapping[str, int], merges: Iterable[Sequence[str]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    lines = ["#version: 0.2", *(f"{first} {second}" for first, second in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+
+
+def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte pair encoding, driven so far that each word is one piece.
+
+    Our own, since equal counts must always be decided alike: the trainer of `tokenizers` draws lots for them.
+    """
+    spelt = [[*word[:-1], word[-1] + _END_OF_WORD] for word in words]
+    merges = []
+    while counts := Counter(pair for pieces in spelt for pair in pairwise(pieces)):
+        merges.append(max(counts, key=lambda pair: (counts[pair], pair)))
+        spelt = [_merged(pieces, merges[-1]) for pieces in spelt]
+    return merges
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    result: list[str] = []
+    for piece in pieces:
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
 
 
 def _byte_letters() -> list[str]:
