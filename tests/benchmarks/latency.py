@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -26,6 +28,7 @@ SIZES = (256, 512)
 AIM_SECONDS = 0.005
 START_SECONDS, STOP_SECONDS = 90.0, 30.0
 POLL_SECONDS = 0.2
+JOB_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Between two jobs: long enough for the worker to be idle, never in step with anything that ticks.
 PAUSE_SECONDS = (0.05, 0.15)
 
@@ -34,14 +37,14 @@ PAUSE_SECONDS = (0.05, 0.15)
 class Times:
     """One job's way, in seconds since the epoch. `spans` are the worker's (name, start, end)."""
 
-    queued: float
+    recorded: float
     started: float
     answered: float
     ping_seconds: float
     spans: Sequence[tuple[str, float, float]]
 
     def to_claim(self) -> float:
-        return self.started - self.queued
+        return self.started - self.recorded
 
     @property
     def last_pixel(self) -> float:
@@ -69,7 +72,8 @@ class Times:
 def latency(service: Service, *, jobs: int) -> Findings:
     """Leaves the service without a worker."""
     with _timed_worker(service) as lines, redis.Redis.from_url(service.redis_url, decode_responses=True) as store:
-        found = {size: _jobs(service, store, lines, size=size, count=jobs) for size in SIZES}
+        records = _Records(store)
+        found = {size: _jobs(service, store, records, lines, size=size, count=jobs) for size in SIZES}
     rows = [_claim_row([times for each in found.values() for times in each])]
     rows += [_stored_row(size, times) for size, times in found.items()]
     rows += [_answered_row(size, times) for size, times in found.items()]
@@ -122,7 +126,27 @@ def _await_ready(service: Service, process: subprocess.Popen[bytes], log: Path) 
         time.sleep(POLL_SECONDS)
 
 
-def _jobs(service: Service, store: redis.Redis, lines: Path, *, size: int, count: int) -> list[Times]:
+class _Records:
+    """When Redis was first told of each job, by its own clock, as its MONITOR says."""
+
+    def __init__(self, store: redis.Redis) -> None:
+        self._first_seen: dict[str, float] = {}
+        self._monitor = store.monitor().__enter__()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        with suppress(redis.ConnectionError, ValueError):  # the service ends while this listens
+            for told in self._monitor.listen():
+                for job_id in JOB_ID.findall(told["command"]):
+                    self._first_seen.setdefault(job_id, told["time"])
+
+    def made_at(self, job_id: str) -> float:
+        return self._first_seen[job_id]
+
+
+def _jobs(
+    service: Service, store: redis.Redis, records: _Records, lines: Path, *, size: int, count: int
+) -> list[Times]:
     body = {
         "key": service.key,
         "prompt": "a red circle on a blue background",
@@ -132,11 +156,11 @@ def _jobs(service: Service, store: redis.Redis, lines: Path, *, size: int, count
         "height": size,
         "num_inference_steps": 1,
     }
-    all_times = [_job(service, store, lines, body, size) for _ in range(count + 2)]
+    all_times = [_job(service, store, records, lines, body, size=size) for _ in range(count + 2)]
     return all_times[2:]  # the first ones warm up
 
 
-def _job(service: Service, store: Any, lines: Path, body: Mapping[str, Any], size: int) -> Times:
+def _job(service: Service, store: Any, records: _Records, lines: Path, body: Mapping[str, Any], *, size: int) -> Times:
     time.sleep(random.uniform(*PAUSE_SECONDS))
     told = len(lines.read_text().splitlines())
     answer = submit(service.url, body, expected="success")
@@ -149,9 +173,9 @@ def _job(service: Service, store: Any, lines: Path, body: Mapping[str, Any], siz
     line = json.loads(found[-1])
     if line["number"] != answer["id"]:
         raise RuntimeError("another job came between")
-    queued, started = store.hmget(f"{PREFIX}job:{line['job_id']}", "queued_at", "started_at")
+    started = store.hget(f"{PREFIX}job:{line['job_id']}", "started_at")
     return Times(
-        queued=float(queued),
+        recorded=records.made_at(line["job_id"]),
         started=float(started),
         answered=answered,
         ping_seconds=_ping_seconds(store),
