@@ -205,9 +205,10 @@ def test_stream_shows_the_picture_in_the_making(fal: ModuleType, client: Any) ->
         preview = Image.open(io.BytesIO(jpeg))
         assert preview.size == (image["width"], image["height"])
         kept = np.asarray(mask.resize(preview.size, Image.Resampling.BOX)) == 0
-        # What is not repainted is the picture's from the first: but for the JPEG, whose blocks mix what is near.
+        # What is not repainted is the picture's from the first: but for the JPEG, whose blocks mix what is near, and
+        # for having been enlarged to what the model works at.
         wrong = np.abs(np.asarray(preview, float) - np.asarray(picture.resize(preview.size, Image.Resampling.BOX)))
-        assert np.median(wrong[kept]) < 8
+        assert np.median(wrong[kept]) < 12
     assert [event["step"] for event in events] == list(range(1, LONG_STEPS + 1))
     assert set(result) == {"image", "seed"}
 

@@ -222,7 +222,7 @@ def test_more_submits_a_minute_than_a_key_may_send_are_refused(open_with: Callab
 
 def test_the_estimate_grows_with_the_queue_and_follows_measured_times(front_end: FrontEnd) -> None:
     jobs = front_end.parts.jobs
-    jobs.record_runtime("doodle", 64, 64, 20, 30.0)
+    jobs.record_runtime("doodle", 256, 256, 20, 30.0)
     estimates = [front_end.submit("/api/v3/inpaint")["eta"] for _ in range(3)]
     assert estimates == [30.0, 60.0, 90.0]
     for name in ("a", "b"):

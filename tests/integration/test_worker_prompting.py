@@ -10,7 +10,7 @@ import pytest
 
 from storage.addons import Addons, Embedding, IpAdapter
 from storage.job import InpaintJob, IpAdapterUse, JobStatus
-from tests.workshops import Scene, a_picture, png_of
+from tests.workshops import SIZE, Scene, a_picture, png_of
 from worker.tasks import Workshop, work_off_ticket
 
 EMBEDDINGS = tuple(Embedding(name, (), name, "sd", Path(f"{name}.safetensors"), name) for name in ("one", "two"))
@@ -72,7 +72,7 @@ def test_what_the_engine_notes_is_recorded_with_the_job(scene: Scene, monkeypatc
     [
         (b"no picture", "not_an_image"),
         (png_of(a_picture(32))[:-40], "not_an_image"),
-        (png_of(a_picture(128)), "image_too_large"),
+        (png_of(a_picture(SIZE + 8)), "image_too_large"),
         (None, "input_unreachable"),
         ("http://127.0.0.1:9/look.png", "input_refused"),
     ],
@@ -81,7 +81,7 @@ def test_a_picture_that_cannot_be_had_fails_its_job_alone(scene: Scene, picture:
     image = picture if isinstance(picture, str) else put(scene, picture) if picture else "object:inputs/gone"
     bad = scene.submit(ip_adapter=IpAdapterUse("face", image, 1.0))
     neighbour = scene.submit()
-    workshop = workshop_of(scene, max_input_pixels=100 * 100)
+    workshop = workshop_of(scene, max_input_pixels=SIZE * SIZE)
     for _ in range(2):
         work_off_ticket(workshop)
     assert failed(scene, bad) == (code, "ip_adapter_image")

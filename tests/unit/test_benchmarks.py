@@ -43,7 +43,7 @@ def test_milliseconds_have_a_decimal_while_it_matters() -> None:
 
 def test_the_time_after_the_last_pixel_leaves_out_the_encode_and_what_came_before() -> None:
     times = Times(
-        queued=9.0,
+        recorded=9.0,
         started=9.5,
         answered=10.9,
         ping_seconds=0.001,
