@@ -174,7 +174,7 @@ def test_a_process_that_died_while_idle_is_replaced(removals: Removals) -> None:
     list(removals.paint_each(a_removal()))
     (child,) = children()
     os.kill(child, signal.SIGKILL)
-    until(lambda: child not in children() or _is_dead(child))
+    until(lambda: _is_dead(child))
     ((_, picture),) = removals.paint_each(a_removal())
     assert_gone(picture)
 
