@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from worker.errors import Cancelled, InternalError, NothingToContinue, OutOfMemory, TimedOut, WorkerUnfit
 from worker.masks import KEEP
 from worker.removing.fill import STAGES, surroundings
-from worker.removing.wire import Answer, Request, read_answer, request_parts
+from worker.removing.wire import PING, Answer, Request, read_answer, request_parts
 from worker.sample import Painting
 
 log = structlog.get_logger(__name__)
@@ -108,12 +108,7 @@ class Removals:
         while not self._free.acquire(timeout=POLL_SECONDS):
             run.check()
         try:
-            with self._lock:
-                process = self._idle.pop() if self._idle else None
-            if process is not None and not process.is_alive:
-                process.end()
-                process = None
-            process = process or _Process()
+            process = self._warm(run) or _Process()
             try:
                 yield process
             except BaseException:
@@ -127,6 +122,20 @@ class Removals:
                 process.end()
         finally:
             self._free.release()
+
+    def _warm(self, run: _Run) -> _Process | None:
+        """One that has no work and answers."""
+        with self._lock:
+            process = self._idle.pop() if self._idle else None
+        if process is None:
+            return None
+        ready = False
+        try:
+            ready = process.is_ready(run)
+        finally:
+            if not ready:
+                process.end()
+        return process if ready else None
 
 
 def _remove(process: _Process, run: _Run, seed: int, *, done: int) -> NDArray[np.uint8]:
@@ -170,9 +179,14 @@ class _Process:
         self._input, self._output = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._input, False)
 
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+    def is_ready(self, run: _Run) -> bool:
+        """False where it is dead or just dying; raises JobFailed as soon as the run is to end."""
+        try:
+            self.write(PING, run)
+            kind, _ = read_answer(lambda count: self.read(count, run))
+        except (InternalError, OutOfMemory):
+            return False
+        return kind is Answer.READY
 
     def write(self, data: bytes, run: _Run) -> None:
         """Raises JobFailed as soon as the run is to end."""

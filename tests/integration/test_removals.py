@@ -164,19 +164,22 @@ def test_a_process_that_dies_fails_its_job_only(
     assert_gone(picture)
 
 
-def _is_dead(child: int) -> bool:
-    """All of it: its first thread may be gone before the others are."""
-    process = Path(f"/proc/{child}")
-    return (process / "stat").read_text().split()[2] == "Z" and len(list((process / "task").iterdir())) == 1
+def test_a_process_that_is_killed_while_idle_is_replaced_even_before_it_is_dead(removals: Removals) -> None:
+    list(removals.paint_each(a_removal()))
+    for _ in range(10):
+        (child,) = children()
+        os.kill(child, signal.SIGKILL)
+        ((_, picture),) = removals.paint_each(a_removal())
+        assert_gone(picture)
 
 
-def test_a_process_that_died_while_idle_is_replaced(removals: Removals) -> None:
+def test_a_deadline_is_kept_while_an_idle_process_does_not_answer(removals: Removals) -> None:
     list(removals.paint_each(a_removal()))
     (child,) = children()
-    os.kill(child, signal.SIGKILL)
-    until(lambda: _is_dead(child))
-    ((_, picture),) = removals.paint_each(a_removal())
-    assert_gone(picture)
+    os.kill(child, signal.SIGSTOP)
+    with pytest.raises(TimedOut):
+        list(removals.paint_each(a_removal(deadline=time.monotonic() + 0.5)))
+    assert child not in children()
 
 
 def test_a_mask_over_everything_names_the_mask(removals: Removals) -> None:

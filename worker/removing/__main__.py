@@ -27,6 +27,9 @@ def main(lifeline: int, requests: BinaryIO, answers: BinaryIO) -> None:
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     cv2.setNumThreads(1)
     while (request := read_request(requests)) is not None:
+        if not request.hole.size:
+            write_answer(answers, Answer.READY)
+            continue
         stage = 0
 
         def tell(now: int) -> None:

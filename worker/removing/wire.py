@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 _REQUEST = struct.Struct("!IIQ")
 _ANSWER = struct.Struct("!BI")
+PING = _REQUEST.pack(0, 0, 0)
+"""A request without a pixel: it is answered with READY, by a process that lives."""
 
 
 class Answer(IntEnum):
@@ -20,6 +22,7 @@ class Answer(IntEnum):
     FILLED = 2
     NOTHING_TO_CONTINUE = 3
     OUT_OF_MEMORY = 4
+    READY = 5
 
 
 @dataclass(frozen=True)
