@@ -36,12 +36,14 @@ from worker.builtin.train.drawing import Place
 from worker.builtin.train.judging import colour_share
 from worker.builtin.train.palette import COLOURS
 from worker.builtin.train.shapes import SHAPES, draw_shape
+from worker.builtin.train.sitting import SITTERS, SittingWish, judge_sitting, make_sitting_wishes
 from worker.builtin.train.trials import GRID_PROMPTS, Wish, judge, make_wishes, masked_part, trial_canvas, write_grid
 from worker.engine import Engine
 from worker.framing import frame_for
 
 HELD_OUT_SEED = 77
 MOST_TRIAL_WISHES = 200
+MOST_SITTING_WISHES, MOST_TRIAL_SITTING_WISHES = 72, 30
 COLOUR_AIM, BACKGROUND_AIM, SHAPE_AIM = 0.95, 0.95, 0.80
 NEGATIVE_COLOURS = ("red", "blue", "green", "yellow")
 STRENGTHS = (0.2, 0.4, 0.7, 1.0)
@@ -114,6 +116,13 @@ def held_out_wishes(count: int) -> list[Wish]:
     return even[:count]
 
 
+def held_out_sitting_wishes(count: int) -> list[SittingWish]:
+    chosen_by = {wish.prompt for wish in make_sitting_wishes(MOST_TRIAL_SITTING_WISHES, TRIAL_SEED)}
+    free = [wish for wish in make_sitting_wishes(MOST_SITTING_WISHES, HELD_OUT_SEED) if wish.prompt not in chosen_by]
+    by_sitter = [[wish for wish in free if wish.sitter == sitter] for sitter in SITTERS]
+    return [wish for group in zip(*by_sitter, strict=False) for wish in group][:count]
+
+
 def obedience(studio: Studio, count: int) -> Iterator[Row]:
     wishes = held_out_wishes(count)
     parts = studio.parts(Prompt(wish.prompt, wish.seed) for wish in wishes)
@@ -141,6 +150,23 @@ def obedience(studio: Studio, count: int) -> Iterator[Row]:
         figure=", ".join(f"{shape} {each.shape:.2f}" for shape, each in by_shape.items()),
         values={shape: each.shape for shape, each in by_shape.items()},
     )
+
+
+def sitting(studio: Studio, count: int) -> Iterator[Row]:
+    wishes = held_out_sitting_wishes(count)
+    parts = studio.parts(Prompt(wish.prompt, wish.seed) for wish in wishes)
+    for sitter in SITTERS:
+        seen = judge_sitting(
+            *zip(*(pair for pair in zip(wishes, parts, strict=True) if pair[0].sitter == sitter), strict=True)
+        )
+        yield Row(
+            part="sits",
+            measured=f"a {sitter} sitting on a bench, {count // len(SITTERS)} prompts",
+            figure=f"{seen.on_it:.3f} (bench {seen.bench:.2f}, {sitter} {seen.sitter:.2f})",
+            aim=f">= {SHAPE_AIM:.2f}",
+            met=seen.on_it >= SHAPE_AIM,
+            values={"bench": seen.bench, "sitter": seen.sitter, "on it": seen.on_it},
+        )
 
 
 def negatives(studio: Studio, seeds: Sequence[int]) -> Iterator[Row]:
@@ -226,6 +252,8 @@ def write_grids(studio: Studio, folder: Path) -> None:
 
     write_grid(folder / f"prompts-{studio.size}.png", GRID_PROMPTS, paint)
     write_grid(folder / f"held-out-{studio.size}.png", [wish.prompt for wish in held_out_wishes(20)], paint)
+    benches = held_out_sitting_wishes(12)
+    write_grid(folder / f"sitting-{studio.size}.png", [wish.prompt for wish in benches], paint)
 
 
 def main() -> int:
@@ -240,7 +268,7 @@ def main() -> int:
         print(f"{name}: {fact}  ")
     with running_engine(entry, max_batch=_AT_ONCE, torch_threads=asked.threads) as engine:
         studio = Studio(engine, entry, asked.size)
-        rows = list(obedience(studio, asked.prompts))
+        rows = [*obedience(studio, asked.prompts), *sitting(studio, max(8, asked.prompts // 5))]
         if not asked.only_obedience:
             few = max(12, asked.prompts // 10)
             rows += [*negatives(studio, range(few)), strengths(studio), guidance(studio, few), *times(entry, engine)]

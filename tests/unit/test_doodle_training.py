@@ -81,7 +81,8 @@ def test_one_command_trains_goes_on_and_leaves_a_model_that_paints(tmp_path: Pat
     assert len(list((out / "grids").glob("*.png"))) == 2
     with Image.open(out / "grids" / f"{second['samples']:08d}.png") as grid:
         assert grid.width == 4 * 256
-    assert len((out / "obedience.log").read_text().splitlines()) == 2
+    lines = (out / "obedience.log").read_text().splitlines()
+    assert len(lines) == 2 and all("1 of something sitting on a bench" in line for line in lines)
     assert (out / "best" / "model_index.json").is_file()
     assert not list(out.rglob("*.bin"))
 
@@ -162,6 +163,18 @@ def test_a_grown_unet_begins_with_what_the_smaller_one_does_at_half_of_the_size(
     after = large(seen.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), timesteps, text).sample
     likeness = torch.corrcoef(torch.stack([before.flatten(), avg_pool2d(after, 2).flatten()]))[0, 1]
     assert after.shape == (2, 4, 32, 32) and likeness > 0.9
+
+
+@torch.no_grad()
+def test_a_unet_that_comes_to_see_the_text_on_more_levels_does_the_same_at_first() -> None:
+    torch.manual_seed(3)
+    small = fresh_unet(dataclasses.replace(TINY, text_levels=1)).eval()
+    large = grown(small, fresh_unet(dataclasses.replace(TINY, text_levels=3))).eval()
+    assert sum(each.numel() for each in large.parameters()) > sum(each.numel() for each in small.parameters())
+    seen, timesteps, text = torch.randn(2, 9, 16, 16), torch.tensor([300, 900]), torch.randn(2, 32, 16)
+    torch.testing.assert_close(large(seen, timesteps, text).sample, small(seen, timesteps, text).sample)
+    with pytest.raises(ValueError, match="attentions"):
+        grown(large, small)
 
 
 def test_processes_that_train_together_work_at_different_sizes() -> None:

@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from worker.builtin.train.backgrounds import BACKGROUNDS, PHOTO, make_ground
 from worker.builtin.train.captions import WORDS
-from worker.builtin.train.drawing import Place
+from worker.builtin.train.drawing import Place, rectangle
+from worker.builtin.train.figures import Box, draw_on_a_bench
 from worker.builtin.train.judging import colour_share, look_at
 from worker.builtin.train.palette import COLOUR_NAMES, COLOURS, tint
 from worker.builtin.train.scenes import NARROW, THINGS, WIDE, WORLDS, Scene, World, make_scene
 from worker.builtin.train.shapes import SHAPES, any_tilt, draw_shape
+from worker.builtin.train.sitting import SittingWish, judge_sitting, make_sitting_wishes
 from worker.builtin.train.things import THING_NAMES, draw_thing
 from worker.builtin.train.trials import judge, make_wishes
 
@@ -75,7 +77,7 @@ def test_the_narrow_world_is_mostly_single_figures() -> None:
 def test_the_world_of_things_often_has_one_on_a_bench() -> None:
     captions = [scene.caption for scene in scenes(THINGS, 600)]
     assert sum(any(thing in caption for thing in THING_NAMES) for caption in captions) > 0.6 * len(captions)
-    assert sum("on a bench" in caption for caption in captions) > 0.05 * len(captions)
+    assert sum("bench" in caption and " on " in caption for caption in captions) > 0.2 * len(captions)
 
 
 @pytest.mark.parametrize("kind", BACKGROUNDS)
@@ -115,6 +117,51 @@ def test_the_judge_is_not_misled_by_a_smear_beside_the_figure() -> None:
 def test_the_judge_sees_no_figure_on_an_empty_background() -> None:
     seen = look_at(np.full((64, 64, 3), COLOURS["green"], np.uint8))
     assert (seen.background, seen.colour, seen.shape) == ("green", None, None)
+
+
+def sitting(wish: SittingWish, *, size: int = 160, lifted: int = 0) -> NDArray[np.uint8]:
+    """As the world draws it; what sits there moved up by so many pixels."""
+    random = np.random.default_rng(wish.seed)
+    image = np.full((size, size, 3), tint(random, wish.background), np.float32)
+    colours = {"sitter_colour": wish.colour, "bench_colour": wish.bench}
+    box = Box(size / 8, size / 8, size * 7 / 8, size * 7 / 8)
+    if not lifted:
+        draw_on_a_bench(random, image, box, sitter=wish.sitter, **colours)
+        return np.clip(image, 0, 255).astype(np.uint8)
+    draw_thing(Place(image, size / 2, size * 0.6, size * 0.35), "bench", wish.bench, random)
+    draw_thing(Place(image, size / 2, size * 0.4 - lifted, size * 0.22), wish.sitter, wish.colour, random)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def test_the_judge_sees_what_sits_on_a_bench_in_drawings() -> None:
+    wishes = make_sitting_wishes(72, seed=4)
+    assert len({wish.prompt for wish in wishes}) == 72
+    parts = [sitting(wish) for wish in wishes]
+    seen = judge_sitting(wishes, parts)
+    assert min(seen.bench, seen.sitter, seen.on_it) >= 0.97
+    assert judge_sitting(wishes, parts[1:] + parts[:1]).sitter < 0.1
+
+
+def test_the_judge_sees_when_it_floats_above_the_bench() -> None:
+    wishes = make_sitting_wishes(20, seed=5)
+    seen = judge_sitting(wishes, [sitting(wish, lifted=24) for wish in wishes])
+    assert min(seen.bench, seen.sitter) >= 0.9
+    assert seen.on_it == 0
+
+
+def test_the_judge_takes_no_bar_for_a_bench_and_no_house_for_a_cat() -> None:
+    [wish] = make_sitting_wishes(1, seed=6)
+    image = np.full((160, 160, 3), COLOURS[wish.background], np.float32)
+    Place(image, 80, 110, 60).polygon(rectangle(-1, 0, 1, 0.3), COLOURS[wish.bench])
+    draw_thing(Place(image, 80, 70, 40), "house", wish.colour, np.random.default_rng(1))
+    seen = judge_sitting([wish], [image.astype(np.uint8)])
+    assert (seen.bench, seen.sitter, seen.on_it) == (0, 0, 0)
+
+
+def test_nothing_sits_on_an_empty_background() -> None:
+    [wish] = make_sitting_wishes(1, seed=7)
+    seen = judge_sitting([wish], [np.full((64, 64, 3), COLOURS[wish.background], np.uint8)])
+    assert (seen.bench, seen.sitter, seen.on_it) == (0, 0, 0)
 
 
 def test_wishes_are_evenly_spread_and_distinct() -> None:

@@ -28,7 +28,16 @@ from worker.builtin.train.export import export_model, make_pipeline
 from worker.builtin.train.painting import PainterTraining
 from worker.builtin.train.parts import Painter, autoencoder_from, fresh_autoencoder, fresh_painter, painter_from
 from worker.builtin.train.recipe import USUAL_SIZE, Recipe, Shares
-from worker.builtin.train.trials import GRID_PROMPTS, Obedience, make_wishes, measure, paint, write_grid
+from worker.builtin.train.sitting import Sitting, make_sitting_wishes
+from worker.builtin.train.trials import (
+    GRID_PROMPTS,
+    Obedience,
+    make_wishes,
+    measure,
+    measure_sitting,
+    paint,
+    write_grid,
+)
 from worker.builtin.train.words import write_tokenizer
 from worker.loading import quieten_libraries
 
@@ -239,9 +248,11 @@ def _first_painter(asked: argparse.Namespace, recipe: Recipe) -> Painter:
 def _try_out(asked: argparse.Namespace, training: PainterTraining) -> None:
     """A grid to look at, figures, and the model itself: the latest in OUT/model, the most obedient in OUT/best."""
     size, wishes = asked.trial_size, make_wishes(asked.trial_wishes, TRIAL_SEED)
+    sitting_wishes = make_sitting_wishes(asked.trial_wishes // 2, TRIAL_SEED)
     with training.averaged() as painter:
         pipeline = make_pipeline(painter, training.autoencoder)
         obedience = measure(pipeline, wishes, size) if wishes else Obedience(0, 0, 0)
+        sitting = measure_sitting(pipeline, sitting_wishes, size) if sitting_wishes else Sitting(0, 0, 0)
         grids = asked.out / "grids"
         grids.mkdir(exist_ok=True)
         seeds = range(len(GRID_PROMPTS))
@@ -249,12 +260,16 @@ def _try_out(asked: argparse.Namespace, training: PainterTraining) -> None:
             grids / f"{training.samples:08d}.png", GRID_PROMPTS, lambda prompts: paint(pipeline, prompts, seeds, size)
         )
         export_model(asked.out / "model", painter, training.autoencoder)
-        if obedience.mean > _best_so_far(asked.out):
+        score = (3 * obedience.mean + sitting.on_it) / 4
+        if score > _best_so_far(asked.out):
             export_model(asked.out / "best", painter, training.autoencoder)
-    line = f"{training.samples} samples, {len(wishes)} prompts at {size} pixels: {obedience}"
+    line = (
+        f"{training.samples} samples, {len(wishes)} prompts at {size} pixels: {obedience};"
+        f" {len(sitting_wishes)} of something sitting on a bench: {sitting}"
+    )
     console.print(line, highlight=False)
     with (asked.out / "obedience.log").open("a") as log:
-        log.write(f"{obedience.mean:.4f} {line}\n")
+        log.write(f"{score:.4f} {line}\n")
 
 
 def _best_so_far(out: Path) -> float:

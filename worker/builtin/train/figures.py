@@ -11,7 +11,7 @@ from worker.builtin.train.captions import plural, with_article
 from worker.builtin.train.drawing import Image, Place
 from worker.builtin.train.palette import any_but, pick, tint
 from worker.builtin.train.shapes import SHAPES, any_tilt, draw_shape
-from worker.builtin.train.things import BENCH_SEAT, THING_NAMES, draw_thing
+from worker.builtin.train.things import BENCH_FEET, BENCH_SEAT, THING_NAMES, draw_thing
 
 Random = np.random.Generator
 TOO_NARROW_PIXELS = 24
@@ -20,6 +20,7 @@ ABOVE = ("and", "above", "over")
 BELOW = ("below", "under")
 SITTING = ("on", "on", "sitting on")
 SITTERS = ("cat", "cat", "cat", "flower", "mushroom", "face")
+USUAL_SITTER_COLOURS = ("orange", "gray", "black", "red", "pink", "purple", "yellow")
 
 
 class Variety(Protocol):
@@ -127,21 +128,35 @@ def _several(random: Random, image: Image, box: Box, avoided: tuple[str, ...], w
 
 
 def _on_a_bench(random: Random, image: Image, box: Box, avoided: tuple[str, ...]) -> str:
-    bench_radius = box.half * random.uniform(0.75, 0.95)
-    sitter_radius = bench_radius * random.uniform(0.45, 0.6)
-    x, y = box.at(0.5, 0.5)
-    bench = Place(image, x, y + bench_radius * 0.2, bench_radius)
-    seat = bench.y + BENCH_SEAT * bench_radius
-    sitter = Place(image, x + random.uniform(-0.4, 0.4) * bench_radius, seat - sitter_radius * 0.9, sitter_radius)
-    bench_colour, sitter_colour = (any_but(random, *avoided) if random.random() < 0.4 else None for _ in range(2))
-    name = pick(random, SITTERS)
-    draw_thing(bench, "bench", bench_colour, random)
-    draw_thing(sitter, name, sitter_colour, random)
+    sitter, (sitter_colour, bench_colour) = pick(random, SITTERS), _colours_on_a_bench(random, avoided)
+    draw_on_a_bench(random, image, box, sitter=sitter, sitter_colour=sitter_colour, bench_colour=bench_colour)
     first, second = (
         with_article(f"{colour} {what}" if colour else what)
-        for colour, what in ((sitter_colour, name), (bench_colour, "bench"))
+        for colour, what in ((sitter_colour, sitter), (bench_colour, "bench"))
     )
     return f"{first} {pick(random, SITTING)} {second}"
+
+
+def draw_on_a_bench(
+    random: Random, image: Image, box: Box, *, sitter: str, sitter_colour: str | None, bench_colour: str | None
+) -> None:
+    """As large as the box allows: what sits there is to be recognised. Colours as for draw_thing."""
+    bench_radius = box.half * random.uniform(0.72, 0.86)
+    sitter_radius = bench_radius * random.uniform(0.68, 0.85)
+    x, y = box.at(0.5, 0.5)
+    above, below = 1.9 * sitter_radius, (BENCH_FEET - BENCH_SEAT) * bench_radius
+    seat = y + (above - below) / 2
+    draw_thing(Place(image, x, seat - BENCH_SEAT * bench_radius, bench_radius), "bench", bench_colour, random)
+    x += random.uniform(-0.3, 0.3) * bench_radius
+    draw_thing(Place(image, x, seat - above / 2, sitter_radius), sitter, sitter_colour, random)
+
+
+def _colours_on_a_bench(random: Random, avoided: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """Of what sits and of the bench; None: the usual one. Before a bench of its own colour nobody would see it."""
+    sitter = any_but(random, *avoided, "brown") if random.random() < 0.5 else None
+    if random.random() < 0.6:
+        return sitter, None
+    return sitter, any_but(random, *avoided, *([sitter] if sitter else USUAL_SITTER_COLOURS))
 
 
 def _group(random: Random, image: Image, box: Box, avoided: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -13,6 +14,9 @@ from worker.builtin.train.palette import COLOUR_NAMES, COLOURS
 from worker.builtin.train.shapes import SHAPES, draw_shape
 
 Picture = NDArray[np.uint8]
+Outline = NDArray[np.bool_]
+"""(H, W), true where the figure is."""
+Templates = Mapping[str, Sequence[Outline]]
 
 FIGURE_DISTANCE = 25.0
 """In CIELAB: what is farther than this from the background's median belongs to the figure."""
@@ -51,15 +55,17 @@ def look_at(picture: Picture) -> Seen:
     figure_lab = np.median(different[_nearest(different) == COLOUR_NAMES.index(colour)], axis=0)
     figure = np.linalg.norm(lab - figure_lab, axis=-1) < distance
     opened = cv2.morphologyEx(figure.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    return Seen(background, colour, likest_shape(_largest_area(opened)))
+    return Seen(background, colour, likest_shape(largest_area(opened)))
 
 
-def likest_shape(figure: NDArray[np.bool_]) -> str:
+def likest_shape(figure: Outline) -> str:
+    return likest(figure, TEMPLATES)
+
+
+def likest(figure: Outline, templates: Templates) -> str:
     """By the share of common area, after both are brought to one size and place."""
-    outline = _normed(figure)
-    likeness = {
-        name: max(_common_share(outline, template) for template in templates) for name, templates in TEMPLATES.items()
-    }
+    outline = normed(figure)
+    likeness = {name: max(_common_share(outline, each) for each in outlines) for name, outlines in templates.items()}
     return max(likeness, key=likeness.__getitem__)
 
 
@@ -85,19 +91,19 @@ def _most_frequent(lab: NDArray[np.float32]) -> str:
     return COLOUR_NAMES[int(np.bincount(_nearest(lab), minlength=len(COLOUR_NAMES)).argmax())]
 
 
-def _largest_area(figure: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def largest_area(figure: NDArray[np.uint8]) -> Outline:
     """Of those that hang together."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(figure)
     areas = statistics[1:, cv2.CC_STAT_AREA]
-    largest: NDArray[np.bool_] = labels == (1 + int(areas.argmax()) if len(areas) else -1)
+    largest: Outline = labels == (1 + int(areas.argmax()) if len(areas) else -1)
     return largest
 
 
-def _common_share(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+def _common_share(one: Outline, other: Outline) -> float:
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
-def _normed(figure: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def normed(figure: Outline) -> Outline:
     """The figure's bounding square, at the templates' size."""
     left, top, width, height = cv2.boundingRect(figure.astype(np.uint8))
     side = max(width, height)
@@ -106,17 +112,17 @@ def _normed(figure: NDArray[np.bool_]) -> NDArray[np.bool_]:
     square = np.zeros((side, side), np.uint8)
     row, column = (side - height) // 2, (side - width) // 2
     square[row : row + height, column : column + width] = figure[top : top + height, left : left + width] * 255
-    normed: NDArray[np.bool_] = cv2.resize(square, (_TEMPLATE, _TEMPLATE), interpolation=cv2.INTER_AREA) > 127
+    normed: Outline = cv2.resize(square, (_TEMPLATE, _TEMPLATE), interpolation=cv2.INTER_AREA) > 127
     return normed
 
 
-def _templates(name: str) -> list[NDArray[np.bool_]]:
+def _templates(name: str) -> list[Outline]:
     """Upright, and leaning a little to either side, as the world's figures do."""
     templates = []
     for radians in _TILTS_RADIANS:
         image = np.zeros((96, 96, 3), np.float32)
         draw_shape(Place(image, 48, 48, 36), name, (255, 255, 255), radians=radians)
-        templates.append(_normed(image[..., 0] > 127))
+        templates.append(normed(image[..., 0] > 127))
     return templates
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import distributed
 from torch.nn.utils import clip_grad_norm_
 
@@ -22,9 +22,21 @@ from worker.builtin.train.rendering import batch_of_size, scenes_from, size_of_s
 from worker.builtin.train.words import tokenize
 
 MAX_GRADIENT = 1.0
+MANY_TOKENS = 512
 LEAST_LEARNING_RATE = 0.03
 """Of the full one, at the end."""
 _OF_NOISE = 2  # see rendering
+
+
+class _ProcessorAttention:
+    """On a CPU torch's own attention is slow with few tokens and small heads, and faster with many."""
+
+    def __init__(self) -> None:
+        self._few, self._many = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(self, attention: Any, hidden: torch.Tensor, *others: Any, **named: Any) -> Any:
+        processor = self._many if hidden.shape[1] >= MANY_TOKENS else self._few
+        return processor(attention, hidden, *others, **named)
 
 
 class PainterTraining:
@@ -54,7 +66,7 @@ class PainterTraining:
         autoencoder.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         painter.unet.to(memory_format=torch.channels_last)
         if device.type == "cpu":
-            painter.unet.set_attn_processor(AttnProcessor())  # torch's own is slow with few tokens and small heads
+            painter.unet.set_attn_processor(_ProcessorAttention())
         self._weights = painter.parameters()
         self._averages = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._optimiser = Optimiser(self._weights)

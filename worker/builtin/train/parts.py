@@ -17,7 +17,6 @@ from worker.builtin.train.words import MAX_TOKENS, carried_over, load_tokenizer,
 
 UNET_INPUT_CHANNELS = 2 * LATENT_CHANNELS + 1  # noisy latents, mask, masked picture
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
-TEXT_LEVELS = 2
 _TEXT_STD = 0.1
 
 
@@ -58,9 +57,7 @@ def painter_from(start: Path, recipe: Recipe, tokenizer_folder: Path) -> Painter
     state[key] = carried_over(state[key], old_words, words, text.state_dict()[key])
     text.load_state_dict(state)
     unet = UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32, local_files_only=True)
-    if len(unet.config.block_out_channels) < len(recipe.unet_channels):
-        unet = grown(unet, fresh_unet(recipe))
-    return Painter(unet, text, load_tokenizer(tokenizer_folder))
+    return Painter(grown(unet, fresh_unet(recipe)), text, load_tokenizer(tokenizer_folder))
 
 
 def fresh_autoencoder(recipe: Recipe) -> Any:
@@ -81,14 +78,15 @@ def autoencoder_from(folder: Path) -> Any:
 
 
 def fresh_unet(recipe: Recipe) -> Any:
+    plain_levels = len(recipe.unet_channels) - recipe.text_levels
     return UNet2DConditionModel(
         sample_size=32,
         in_channels=UNET_INPUT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=recipe.unet_channels,
         layers_per_block=1,
-        down_block_types=(PLAIN[0],) * (len(recipe.unet_channels) - TEXT_LEVELS) + (CROSS[0],) * TEXT_LEVELS,
-        up_block_types=(CROSS[1],) * TEXT_LEVELS + (PLAIN[1],) * (len(recipe.unet_channels) - TEXT_LEVELS),
+        down_block_types=(PLAIN[0],) * plain_levels + (CROSS[0],) * recipe.text_levels,
+        up_block_types=(CROSS[1],) * recipe.text_levels + (PLAIN[1],) * plain_levels,
         cross_attention_dim=recipe.text_width,
         attention_head_dim=recipe.heads,
         norm_num_groups=recipe.unet_groups,

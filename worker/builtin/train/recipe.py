@@ -20,7 +20,9 @@ class Recipe:
     seed: int = 0
 
     unet_channels: tuple[int, ...] = (48, 48, 96, 128)
-    """Level by level, each of half the size; the lower two of them see the text."""
+    """Level by level, each of half the size."""
+    text_levels: int = 3
+    """How many of them, from the lowest, see the text: so fine can what is said have its place."""
     unet_groups: int = 16
     heads: int = 4
     text_width: int = 128
@@ -33,9 +35,18 @@ class Recipe:
     vae_learning_rate: float = 1e-3
     vae_crop: int = 64
 
-    sizes: Shares = ((128, 0.02), (192, 0.12), (256, 0.44), (320, 0.1), (384, 0.14), (512, 0.18))
+    sizes: Shares = (
+        (64, 0.02),
+        (96, 0.03),
+        (128, 0.1),
+        (192, 0.25),
+        (256, 0.42),
+        (320, 0.06),
+        (384, 0.06),
+        (512, 0.06),
+    )
     """How often a step is of that size; each has about as many pixels, and takes as long."""
-    worlds: Shares = (("narrow", 0.4), ("things", 0.45), ("wide", 0.15))
+    worlds: Shares = (("narrow", 0.3), ("things", 0.55), ("wide", 0.15))
     """How often a scene is of that world (see scenes)."""
     batch: int = 32
     """Pictures of 256 pixels in a step; more of smaller ones, fewer of larger ones."""
@@ -47,7 +58,7 @@ class Recipe:
     warmup_steps: int = 100
     cool_down_share: float = 0.22
     """The last part of the samples, over which the learning rate falls."""
-    noisy_share: float = 0.65
+    noisy_share: float = 0.55
     """Of the timesteps, drawn above `noisy_from` only: there the shapes are decided."""
     noisy_from: int = 510
     """For 256 pixels: the larger a picture, the more noise it takes to hide a shape in it."""

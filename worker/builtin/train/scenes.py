@@ -66,14 +66,14 @@ NARROW = World(
     rectangle_share=0.7,
     mask_reach=(0.55, 0.95),
 )
-# The same for things, alone or two of them.
+# The same for things, alone or two of them, often one on a bench.
 THINGS = World(
     backgrounds=_SIMPLE,
     figure_share=0.95,
     thing_share=0.75,
-    single_share=0.55,
-    pair_share=0.42,
-    bench_share=0.5,
+    single_share=0.5,
+    pair_share=0.47,
+    bench_share=0.7,
     rectangle_share=0.7,
     mask_reach=(0.6, 0.95),
 )

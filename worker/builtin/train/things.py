@@ -12,6 +12,7 @@ from worker.builtin.train.palette import Colour, pick, shade, tint
 INK: Colour = (12, 12, 12)
 PALE: Colour = (248, 248, 246)
 CREAM: Colour = (240, 232, 210)
+CAT_EYES: Colour = (120, 220, 80)
 
 Random = np.random.Generator
 Draw = Callable[[Place, str | None, Random], None]
@@ -55,15 +56,15 @@ def _house(place: Place, asked: str | None, random: Random) -> None:
 
 
 def _cat(place: Place, asked: str | None, random: Random) -> None:
-    colour = _main(random, asked, "orange", "gray", "black", "brown")
-    place.ellipse(0, 0.45, (0.5, 0.52), colour)
-    place.disc(0, -0.3, 0.42, colour)
+    colour = _main(random, asked, "orange", "gray", "black")
+    place.arc(0.42, 0.5, (0.4, 0.46), colour, degrees=(-75, 140), thickness=0.18)
+    place.ellipse(0, 0.48, (0.52, 0.5), colour)
+    place.disc(0, -0.28, 0.46, colour)
     for side in (-1, 1):
-        place.polygon([(side * 0.4, -0.95), (side * 0.42, -0.35), (side * 0.05, -0.6)], colour)
-        place.disc(side * 0.17, -0.35, 0.08, (120, 220, 80))
-        place.disc(side * 0.17, -0.35, 0.035, INK)
-    place.arc(0.55, 0.45, (0.28, 0.42), colour, degrees=(-80, 110), thickness=0.13)
-    place.polygon([(-0.06, -0.2), (0.06, -0.2), (0, -0.12)], (250, 150, 170))
+        place.polygon([(side * 0.44, -1), (side * 0.45, -0.3), (side * 0.02, -0.62)], colour)
+        place.disc(side * 0.2, -0.33, 0.13, PALE if asked == "green" else CAT_EYES)
+        place.disc(side * 0.2, -0.33, 0.06, INK)
+    place.polygon([(-0.1, -0.15), (0.1, -0.15), (0, -0.02)], (250, 150, 170))
 
 
 def _flower(place: Place, asked: str | None, random: Random) -> None:
@@ -117,14 +118,15 @@ def _boat(place: Place, asked: str | None, random: Random) -> None:
 
 def _bench(place: Place, asked: str | None, random: Random) -> None:
     colour = _main(random, asked, "brown")
-    for top in (-0.35, -0.1):
-        place.polygon(rectangle(-0.95, top, 0.95, top + 0.16), colour)
-    place.polygon(rectangle(-1, BENCH_SEAT, 1, BENCH_SEAT + 0.18), shade(colour, 0.85))
-    for x in (-0.8, 0.66):
-        place.polygon(rectangle(x, -0.35, x + 0.14, 0.75), shade(colour, 0.6))
+    back, seat, legs = (shade(colour, each) for each in BENCH_SHADES)
+    for x in (-0.8, 0.6):
+        place.polygon(rectangle(x, -0.5, x + 0.2, BENCH_FEET), legs)
+    place.polygon(rectangle(-0.95, -0.5, 0.95, -0.2), back)
+    place.polygon(rectangle(-1, BENCH_SEAT, 1, BENCH_SEAT + 0.24), seat)
 
 
-BENCH_SEAT = 0.2  # what sits on a bench ends here
+BENCH_SHADES = (1.0, 0.85, 0.65)
+BENCH_SEAT, BENCH_FEET = 0.15, 0.85  # what sits on a bench ends at the seat
 
 THINGS: Mapping[str, Draw] = {
     "sun": _sun,

@@ -19,6 +19,7 @@ from worker.builtin.train.captions import with_article
 from worker.builtin.train.judging import look_at
 from worker.builtin.train.palette import COLOUR_NAMES
 from worker.builtin.train.shapes import SHAPES
+from worker.builtin.train.sitting import Sitting, SittingWish, judge_sitting
 
 NUM_STEPS = 20
 GUIDANCE_SCALE = 4.0
@@ -114,12 +115,20 @@ def judge(wishes: Sequence[Wish], parts: Sequence[Picture]) -> Obedience:
 
 def measure(pipeline: Any, wishes: Sequence[Wish], size: int) -> Obedience:
     """Paints all wishes at `size` with a stock pipeline."""
-    part = masked_part(size)
+    return judge(wishes, _parts(pipeline, wishes, size))
+
+
+def measure_sitting(pipeline: Any, wishes: Sequence[SittingWish], size: int) -> Sitting:
+    return judge_sitting(wishes, _parts(pipeline, wishes, size))
+
+
+def _parts(pipeline: Any, wishes: Sequence[Wish] | Sequence[SittingWish], size: int) -> list[Picture]:
+    """What is painted for them, without the surroundings."""
     painted: list[Picture] = []
     for start in range(0, len(wishes), _AT_ONCE):
         some = wishes[start : start + _AT_ONCE]
         painted += paint(pipeline, [wish.prompt for wish in some], [wish.seed for wish in some], size)
-    return judge(wishes, [picture[part] for picture in painted])
+    return [picture[masked_part(size)] for picture in painted]
 
 
 @torch.no_grad()
