@@ -4,7 +4,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.removal_scene import disc, with_thing
-from worker.removing.blending import correct
+from worker.removing.blending import DIRECT_SIZE, correct
 from worker.removing.fill import fill
 from worker.removing.offsets import find_offsets
 from worker.removing.scene import Scene, cut
@@ -61,6 +61,21 @@ def test_a_piece_of_another_brightness_is_made_to_go_on() -> None:
     hole[12:52, 30:60] = True
     offset = np.tile((0, 58), (np.count_nonzero(hole), 1))
     assert correct(a_scene(picture, hole), offset, lambda: None) == pytest.approx(-10, abs=0.1)
+
+
+def test_a_colour_that_needs_no_correction_holds_up_none_that_does() -> None:
+    """In a hole too large for its unknowns to be solved at once."""
+    picture = np.full((160, 320, 3), 100, np.float32)
+    picture[:, 165:, :2] = 110
+    hole = np.zeros((160, 320), bool)
+    hole[10:150, 40:150] = True
+    offset = np.tile((0, 140), (np.count_nonzero(hole), 1))
+    assert np.count_nonzero(hole) > DIRECT_SIZE
+    flat_blue = correct(a_scene(picture, hole), offset, lambda: None)
+    alike = correct(a_scene(np.repeat(picture[..., :1], 3, axis=2), hole), offset, lambda: None)
+    assert np.abs(flat_blue[:, 2]).max() == 0
+    assert flat_blue[:, 0] == pytest.approx(alike[:, 0], abs=0.1)
+    assert alike == pytest.approx(-10, abs=1)
 
 
 def test_a_step_is_seen_through_grain_and_past_edges_that_meet_askew() -> None:

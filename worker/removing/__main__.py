@@ -44,6 +44,10 @@ def main(lifeline: int, requests: BinaryIO, answers: BinaryIO) -> None:
             write_answer(answers, Answer.NOTHING_TO_CONTINUE)
         except MemoryError:
             write_answer(answers, Answer.OUT_OF_MEMORY)
+        except cv2.error as error:
+            if error.code != cv2.Error.StsNoMem:
+                raise
+            write_answer(answers, Answer.OUT_OF_MEMORY)
         else:
             write_answer(answers, Answer.FILLED, filled[request.hole].tobytes())
 

@@ -117,17 +117,24 @@ def _solve(matrix: Matrix, right_side: Doubles, y: Whole, x: Whole, check: Calla
     direction = scaled = roughly(residual)
     rho = _products(residual, scaled)
     for _ in range(ROUNDS):
-        if (rho < DONE).any():
+        going_on = rho >= DONE
+        if not going_on.any():
             break
         image = _times(matrix, direction)
-        step = rho / _products(direction, image)
+        # A channel that is done stays as it is: its divisors may be nothing.
+        step = _ratio(rho, _products(direction, image), going_on)
         guess += step * direction
         residual -= step * image
         scaled = roughly(residual)
         rho, before = _products(residual, scaled), rho
-        direction = scaled + (rho / before) * direction
+        direction = scaled + _ratio(rho, before, going_on) * direction
         check()
     return guess.T
+
+
+def _ratio(one: Doubles, other: Doubles, where: NDArray[np.bool_]) -> Doubles:
+    """0 elsewhere."""
+    return np.divide(one, other, out=np.zeros_like(one), where=where)
 
 
 def _times(matrix: Matrix, channels: Doubles) -> Doubles:
