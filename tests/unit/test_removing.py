@@ -1,4 +1,6 @@
 import time
+from io import BytesIO
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -6,10 +8,12 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.removal_scene import disc, wall, with_thing
+from worker.removing import __main__ as removing_program
 from worker.removing.arranging import decode, encode
 from worker.removing.fill import STAGES, NothingToContinue, fill
 from worker.removing.labelling import Links, Pairs, propagate
 from worker.removing.smoothing import smooth_over
+from worker.removing.wire import Answer, Request, read_answer
 
 SIZE = 128
 
@@ -167,3 +171,16 @@ def test_a_smooth_filling_keeps_what_is_known_and_stays_between_it() -> None:
     assert np.array_equal(result[known], picture[known])
     assert 0 <= result.min() <= result.max() <= 200
     assert 50 < result[25, 35, 0] < 150
+
+
+def test_want_of_memory_is_told_whoever_feels_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV has an error of its own for it."""
+    short = cv2.error("no memory")
+    short.code = cv2.Error.StsNoMem
+    request = Request(picture=np.zeros((8, 8, 3), np.uint8), hole=np.ones((8, 8), bool), seed=0)
+    for error in (short, MemoryError()):
+        monkeypatch.setattr(removing_program, "fill", Mock(side_effect=error))
+        answers = BytesIO()
+        removing_program._remove(request, answers)
+        answers.seek(0)
+        assert read_answer(answers.read) == (Answer.OUT_OF_MEMORY, b"")

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import cv2
 
 from worker.removing.fill import NothingToContinue, fill
-from worker.removing.wire import Answer, read_request, write_answer
+from worker.removing.wire import Answer, Request, read_request, write_answer
 
 MEMORY_LIMIT_BYTES = 4 * 2**30
 
@@ -27,29 +27,33 @@ def main(lifeline: int, requests: BinaryIO, answers: BinaryIO) -> None:
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     cv2.setNumThreads(1)
     while (request := read_request(requests)) is not None:
-        if not request.hole.size:
-            write_answer(answers, Answer.READY)
-            continue
-        stage = 0
-
-        def tell(now: int) -> None:
-            nonlocal stage
-            if now != stage:
-                stage = now
-                write_answer(answers, Answer.STAGE, bytes([now]))
-
-        try:
-            filled = fill(request.picture, request.hole, seed=request.seed, tell=tell)
-        except NothingToContinue:
-            write_answer(answers, Answer.NOTHING_TO_CONTINUE)
-        except MemoryError:
-            write_answer(answers, Answer.OUT_OF_MEMORY)
-        except cv2.error as error:
-            if error.code != cv2.Error.StsNoMem:
-                raise
-            write_answer(answers, Answer.OUT_OF_MEMORY)
+        if request.hole.size:
+            _remove(request, answers)
         else:
-            write_answer(answers, Answer.FILLED, filled[request.hole].tobytes())
+            write_answer(answers, Answer.READY)
+
+
+def _remove(request: Request, answers: BinaryIO) -> None:
+    stage = 0
+
+    def tell(now: int) -> None:
+        nonlocal stage
+        if now != stage:
+            stage = now
+            write_answer(answers, Answer.STAGE, bytes([now]))
+
+    try:
+        filled = fill(request.picture, request.hole, seed=request.seed, tell=tell)
+    except NothingToContinue:
+        write_answer(answers, Answer.NOTHING_TO_CONTINUE)
+    except MemoryError:
+        write_answer(answers, Answer.OUT_OF_MEMORY)
+    except cv2.error as error:
+        if error.code != cv2.Error.StsNoMem:
+            raise
+        write_answer(answers, Answer.OUT_OF_MEMORY)
+    else:
+        write_answer(answers, Answer.FILLED, filled[request.hole].tobytes())
 
 
 def _end_with(lifeline: int) -> None:
