@@ -19,7 +19,7 @@ BESIDE = ("and", "and", "and", "next to", "beside")
 ABOVE = ("and", "above", "over")
 BELOW = ("below", "under")
 SITTING = ("on", "on", "sitting on")
-SITTERS = ("cat", "cat", "cat", "flower", "mushroom", "face")
+SITTERS = ("cat",) * 5 + ("face", "face", "flower", "mushroom")
 USUAL_SITTER_COLOURS = ("orange", "gray", "black", "red", "pink", "purple", "yellow")
 
 
@@ -141,13 +141,13 @@ def draw_on_a_bench(
     random: Random, image: Image, box: Box, *, sitter: str, sitter_colour: str | None, bench_colour: str | None
 ) -> None:
     """As large as the box allows: what sits there is to be recognised. Colours as for draw_thing."""
-    bench_radius = box.half * random.uniform(0.72, 0.86)
-    sitter_radius = bench_radius * random.uniform(0.68, 0.85)
+    bench_radius = box.half * random.uniform(0.7, 0.78)
+    sitter_radius = bench_radius * random.uniform(0.88, 0.98)
     x, y = box.at(0.5, 0.5)
     above, below = 1.9 * sitter_radius, (BENCH_FEET - BENCH_SEAT) * bench_radius
     seat = y + (above - below) / 2
     draw_thing(Place(image, x, seat - BENCH_SEAT * bench_radius, bench_radius), "bench", bench_colour, random)
-    x += random.uniform(-0.3, 0.3) * bench_radius
+    x += random.uniform(-0.15, 0.15) * bench_radius
     draw_thing(Place(image, x, seat - above / 2, sitter_radius), sitter, sitter_colour, random)
 
 

@@ -69,11 +69,11 @@ NARROW = World(
 # The same for things, alone or two of them, often one on a bench.
 THINGS = World(
     backgrounds=_SIMPLE,
-    figure_share=0.95,
+    figure_share=0.9,
     thing_share=0.75,
-    single_share=0.5,
-    pair_share=0.47,
-    bench_share=0.7,
+    single_share=0.42,
+    pair_share=0.55,
+    bench_share=0.8,
     rectangle_share=0.7,
     mask_reach=(0.6, 0.95),
 )

@@ -57,14 +57,14 @@ def _house(place: Place, asked: str | None, random: Random) -> None:
 
 def _cat(place: Place, asked: str | None, random: Random) -> None:
     colour = _main(random, asked, "orange", "gray", "black")
-    place.arc(0.42, 0.5, (0.4, 0.46), colour, degrees=(-75, 140), thickness=0.18)
-    place.ellipse(0, 0.48, (0.52, 0.5), colour)
-    place.disc(0, -0.28, 0.46, colour)
+    place.arc(0.46, 0.5, (0.4, 0.4), colour, degrees=(-80, 120), thickness=0.24)
+    place.ellipse(0, 0.5, (0.5, 0.48), colour)
+    place.ellipse(0, -0.24, (0.56, 0.44), colour)
     for side in (-1, 1):
-        place.polygon([(side * 0.44, -1), (side * 0.45, -0.3), (side * 0.02, -0.62)], colour)
-        place.disc(side * 0.2, -0.33, 0.13, PALE if asked == "green" else CAT_EYES)
-        place.disc(side * 0.2, -0.33, 0.06, INK)
-    place.polygon([(-0.1, -0.15), (0.1, -0.15), (0, -0.02)], (250, 150, 170))
+        place.polygon([(side * 0.6, -1), (side * 0.54, -0.2), (side * 0.08, -0.56)], colour)
+        place.disc(side * 0.23, -0.28, 0.15, PALE if asked == "green" else CAT_EYES)
+        place.disc(side * 0.23, -0.28, 0.07, INK)
+    place.polygon([(-0.11, -0.1), (0.11, -0.1), (0, 0.03)], (250, 150, 170))
 
 
 def _flower(place: Place, asked: str | None, random: Random) -> None:
