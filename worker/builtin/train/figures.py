@@ -19,7 +19,7 @@ BESIDE = ("and", "and", "and", "next to", "beside")
 ABOVE = ("and", "above", "over")
 BELOW = ("below", "under")
 SITTING = ("on", "on", "sitting on")
-SITTERS = ("cat",) * 5 + ("face", "face", "flower", "mushroom")
+DRAWN_SITTERS = ("cat",) * 5 + ("face", "face", "flower", "mushroom")
 USUAL_SITTER_COLOURS = ("orange", "gray", "black", "red", "pink", "purple", "yellow")
 
 
@@ -128,7 +128,7 @@ def _several(random: Random, image: Image, box: Box, avoided: tuple[str, ...], w
 
 
 def _on_a_bench(random: Random, image: Image, box: Box, avoided: tuple[str, ...]) -> str:
-    sitter, (sitter_colour, bench_colour) = pick(random, SITTERS), _colours_on_a_bench(random, avoided)
+    sitter, (sitter_colour, bench_colour) = pick(random, DRAWN_SITTERS), _colours_on_a_bench(random, avoided)
     draw_on_a_bench(random, image, box, sitter=sitter, sitter_colour=sitter_colour, bench_colour=bench_colour)
     first, second = (
         with_article(f"{colour} {what}" if colour else what)
