@@ -95,10 +95,15 @@ class Engine:
         self._warming_since: float | None = None
         self._alive_at = time.monotonic()
         self._denoiser = Denoiser(max_batch=max_batch, changed=self._changed, show_life=self._show_life)
+        self._has_threads = threading.Event()
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._has_threads.wait()
+        # Of all threads that begin to calculate after this: beside a second pool, the threads of the engine's would
+        # sleep and be woken in every operation instead of spinning for a moment.
+        torch.set_num_threads(1)
 
     def stop(self) -> None:
         """End after the current tick; paintings that are not done raise WorkerUnfit."""
@@ -223,7 +228,7 @@ class Engine:
 
     def _live(self) -> None:
         try:
-            torch.set_num_threads(self._torch_threads)
+            self._take_threads()
             with torch.inference_mode():
                 while self._await_work():
                     self._tick()
@@ -236,6 +241,14 @@ class Engine:
                 for run in self._runs:
                     run.end(self.unfit or WorkerUnfit(STOPPED))
                 self._errands.end(self.unfit or WorkerUnfit(STOPPED))
+
+    def _take_threads(self) -> None:
+        try:
+            torch.set_num_threads(self._torch_threads)
+            # What has not been asked for yet would still follow what another thread sets later.
+            torch.get_num_threads()
+        finally:
+            self._has_threads.set()
 
     def _await_work(self) -> bool:
         with self._changed:

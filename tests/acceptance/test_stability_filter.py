@@ -50,6 +50,7 @@ def test_the_client_gets_a_filtered_picture_and_its_context_raises(sdk: Path, fr
     with FakeWorker(front_end, found_in_all):
         told = drive(sdk, "generate", host, "", **asked, **RED, seed=7)
         raised = drive(sdk, "inpaint", host, "", **asked, prompt=RED["prompt"])
+    assert "returned" in told, told
     (made,) = told["returned"]["pictures"]
     assert (made["finish_reason"], told["returned"]["classified"]) == (wire.FILTER, 1)
     assert made["png"]

@@ -51,6 +51,16 @@ def test_an_idle_engine_does_them_at_once(studio: Studio) -> None:
     until(lambda: studio.engine.pulse().activity == "idle")
 
 
+def test_the_engine_alone_calculates_with_several_threads(folder: Path) -> None:
+    counts = []
+    with running_engine(tiny_entry("tiny", folder), torch_threads=2) as engine:
+        other = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        counts += [torch.get_num_threads(), engine.aside(torch.get_num_threads)]
+    assert counts == [1, 1, 2]
+
+
 def test_the_watchdog_sees_an_errand_that_does_not_end(studio: Studio) -> None:
     end = threading.Event()
     with ThreadPoolExecutor(1) as pool:
