@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_options_header
@@ -99,15 +101,16 @@ def is_blank(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Wire:
+class Wire(ABC):
     """A field type of the wire: `Annotated[int, WireInteger(1, 4)]` reads, checks and describes the field."""
 
+    @abstractmethod
     def read(self, value: Any) -> Any:
-        raise NotImplementedError
+        """Raises PydanticCustomError."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON Schema."""
-        raise NotImplementedError
 
     def is_blank(self, value: Any) -> bool:
         return is_blank(value)
@@ -306,9 +309,7 @@ def read_fields(model: type[Model], body: Mapping[str, Any]) -> tuple[Model | No
     What is blank counts as absent; what the model does not know is ignored.
     """
     values = {
-        name: body[name]
-        for name, info in model.model_fields.items()
-        if name in body and not _wire_type(info.metadata).is_blank(body[name])
+        name: body[name] for name, info in model.model_fields.items() if name in body and not _is_open(info, body[name])
     }
     try:
         return model.model_validate(values), []
@@ -327,8 +328,9 @@ def require_fields(model: type[Model], body: Mapping[str, Any]) -> Model:
     return filled
 
 
-def _wire_type(metadata: list[Any]) -> Wire:
-    for each in metadata:
+def _is_open(info: FieldInfo, value: Any) -> bool:
+    """Whether the client has left this field open, as its type of the wire has it."""
+    for each in info.metadata:
         if isinstance(each, Wire):
-            return each
-    return Wire()
+            return each.is_blank(value)
+    return is_blank(value)

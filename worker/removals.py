@@ -33,7 +33,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 @dataclass(eq=False)
 class _Run:
-    """A painting that is being done. `ended` is set to make it leave; `step` counts the stages of all its pictures."""
+    """A painting that is being done. `ended` is set to make it leave; `stages_done`: of all its pictures."""
 
     painting: Painting
     ended: threading.Event = field(default_factory=threading.Event)
@@ -157,7 +157,7 @@ def _remove(process: _Process, run: _Run, seed: int, *, done: int) -> NDArray[np
             result[part][hole[part]] = np.frombuffer(answer, np.uint8).reshape(-1, 3)
             return result
         else:
-            raise NothingToContinue(field="mask_image") if kind is Answer.NOTHING_TO_CONTINUE else OutOfMemory
+            raise OutOfMemory
 
 
 class _Process:

@@ -234,7 +234,8 @@ def _paint(workshop: Workshop, claim: Claim) -> InpaintJob:
 
 def _unknown_words(workshop: Workshop, job: InpaintJob, entry: ModelEntry) -> list[str]:
     tokens = [each.token for each in find_embeddings(workshop.catalog.addons, job.embeddings)]
-    return unknown_words(entry, [job.prompt, *(each.text for each in job.weighted_prompts)], taught=tokens)
+    texts = [job.prompt, *(each.text for each in job.weighted_prompts), job.negative_prompt]
+    return unknown_words(entry, texts, taught=tokens)
 
 
 def _repainted(

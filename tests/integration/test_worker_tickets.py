@@ -113,9 +113,9 @@ def test_a_job_without_a_prompt_gets_what_its_model_takes_for_one(scene: Scene) 
 
 
 def test_words_that_the_model_does_not_know_are_noted(scene: Scene) -> None:
-    job = scene.submit(prompt="A red Elephant on a blue background")
+    job = scene.submit(prompt="A red Elephant on a blue background", negative_prompt="an antler, a star")
     work_off_ticket(scene.workshop())
-    assert scene.job(job).notes["unknown_words"] == ["elephant"]
+    assert scene.job(job).notes["unknown_words"] == ["elephant", "antler"]
 
 
 def test_the_engine_gets_what_the_job_asks_for(scene: Scene) -> None:

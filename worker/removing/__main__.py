@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import cv2
 
-from worker.removing.fill import NothingToContinue, fill
+from worker.removing.fill import fill
 from worker.removing.wire import Answer, Request, read_request, write_answer
 
 MEMORY_LIMIT_BYTES = 4 * 2**30
@@ -44,8 +44,6 @@ def _remove(request: Request, answers: BinaryIO) -> None:
 
     try:
         filled = fill(request.picture, request.hole, seed=request.seed, tell=tell)
-    except NothingToContinue:
-        write_answer(answers, Answer.NOTHING_TO_CONTINUE)
     except MemoryError:
         write_answer(answers, Answer.OUT_OF_MEMORY)
     except cv2.error as error:

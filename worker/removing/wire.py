@@ -20,9 +20,8 @@ PING = _REQUEST.pack(0, 0, 0)
 class Answer(IntEnum):
     STAGE = 1
     FILLED = 2
-    NOTHING_TO_CONTINUE = 3
-    OUT_OF_MEMORY = 4
-    READY = 5
+    OUT_OF_MEMORY = 3
+    READY = 4
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from worker.builtin.train.captions import WORDS
 from worker.builtin.train.parts import Painter
 from worker.builtin.train.recipe import SCHEDULER
-from worker.builtin.train.words import WORDS_FILE, save_tokenizer
+from worker.builtin.train.words import save_tokenizer
+from worker.known_words import WORDS_FILE
 
 
 def make_pipeline(painter: Painter, autoencoder: Any) -> Any:

@@ -24,9 +24,6 @@ class Batch:
     mask: torch.Tensor
     tokens: torch.Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, each.name).to(device) for each in fields(self)))
-
 
 @torch.no_grad()
 def encode_scenes(scenes: Sequence[Scene], autoencoder: Any, tokenizer: Any) -> Batch:

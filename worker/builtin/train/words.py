@@ -13,7 +13,6 @@ import torch
 from transformers import CLIPTokenizer
 
 MAX_TOKENS = 32
-WORDS_FILE = "words.json"
 START, END = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
 
