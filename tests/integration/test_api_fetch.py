@@ -138,6 +138,8 @@ def test_the_load_counts_waiting_jobs_and_seconds(front_end: FrontEnd, path: str
 def test_the_model_list_is_a_bare_array(front_end: FrontEnd, path: str) -> None:
     models = front_end.client.post(path, json={"key": front_end.key}).get_json()
     assert [model["model_id"] for model in models] == [entry.id for entry in front_end.parts.catalog.entries]
+    (doodle,) = (model for model in models if model["model_id"] == "doodle")
+    assert "demo model" in doodle["description"]
     assert models[0]["status"] == "model_ready"
     assert models[0]["model_name"]
 

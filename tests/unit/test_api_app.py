@@ -101,6 +101,7 @@ def test_the_docs_page_shows_every_field_and_needs_nobody_else(app: Flask) -> No
     for each in FIELDS:
         assert f'<code>{each.name}</code></td><td class="{each.fate}">' in page
     assert "curl http://localhost/api/v6/images/inpaint" in page
+    assert "<code>doodle</code> is the built-in demo model" in page
     assert "<script" not in page
     assert 'src="http' not in page
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]

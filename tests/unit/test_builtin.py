@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,13 @@ MAX_BYTES = 15_000_000
 # Of all weights together, in the order of their paths. Whoever ships others changes this and the model's card.
 WEIGHTS_SHA256 = "26c551851672edd66adc7417d743ced3c572fddae2699e2fb133cb13677e175a"
 DOODLE = load_catalog(StorageSettings(models_file=None)).default
+
+
+def test_it_is_called_a_demo_model_where_people_choose_and_read() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    card = (DOODLE.source.path / "README.md").read_text()
+    for said in (DOODLE.description, readme, card):
+        assert "demo model" in said
 
 
 @pytest.fixture(scope="module")
