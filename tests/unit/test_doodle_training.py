@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ from worker.builtin.train.words import load_tokenizer, read_vocabulary, save_tok
 pytestmark = LIBRARY_WARNINGS
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+TOGETHER_SECONDS = 300
 TINY = Recipe(
     unet_channels=(16, 16, 16),
     unet_groups=8,
@@ -104,6 +109,62 @@ def test_a_training_begins_with_given_weights_and_goes_on_without_them(tmp_path:
     assert (tmp_path / "two" / "model" / vae).read_bytes() == (tmp_path / "one" / "model" / vae).read_bytes()
     state = load_checkpoint(tmp_path / "two" / "painter-0.pt", CPU)
     assert state is not None and state["samples"] >= 12
+
+
+def train_together(out: Path, samples: int) -> subprocess.CompletedProcess[str]:
+    program = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "tests/drivers/train_together.py",
+    ]
+    arguments = [str(out), "--device", "cpu", "--trial-wishes", "0", "--trial-size", "64", "--samples", str(samples)]
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TOGETHER_SECONDS,
+        check=False,
+    )
+
+
+def test_two_processes_train_one_model_and_go_on_only_from_the_same_step(tmp_path: Path) -> None:
+    files = [tmp_path / f"painter-{rank}.pt" for rank in range(2)]
+    done = train_together(tmp_path, 24)
+    assert done.returncode == 0, done.stderr
+    first, second = (load_checkpoint(file, CPU) for file in files)
+    assert first is not None and second is not None
+    assert first["step"] == second["step"]
+    assert all(torch.equal(second["weights"][name], value) for name, value in first["weights"].items())
+    assert not torch.equal(first["rings"][32]["target"], second["rings"][32]["target"])
+
+    torch.save({**second, "step": second["step"] - 1}, files[1])
+    refused = train_together(tmp_path, 48)
+    assert refused.returncode != 0
+    assert f"begin with --weights {tmp_path}/best" in refused.stderr
+
+
+def test_a_training_goes_on_with_batches_of_another_size(tokenizer: Path) -> None:
+    small = training(tokenizer)
+    small.advance()
+    large = training(tokenizer, ring_scenes=200)
+    large.load(small.state())
+    large.advance()
+    assert large.step == 2
+
+
+def test_other_weights_do_not_get_into_a_training_that_has_begun(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--trial-wishes", "0", "--trial-size", "64", "--samples"]
+    main([str(tmp_path / "one"), *arguments, "6"], TINY)
+    main([str(tmp_path / "two"), *arguments, "6", "--seed", "1"], TINY)
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    own = (tmp_path / "two" / vae).read_bytes()
+    main([str(tmp_path / "two"), *arguments, "12", "--weights", str(tmp_path / "one" / "model")], TINY)
+    assert (tmp_path / "two" / vae).read_bytes() == own
 
 
 def test_an_interrupted_training_goes_on_bit_for_bit(tokenizer: Path, tmp_path: Path) -> None:

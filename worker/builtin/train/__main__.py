@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import distributed
 
 from worker.builtin.train.autoencoder import AutoencoderTraining
 from worker.builtin.train.captions import WORDS
@@ -27,6 +26,7 @@ from worker.builtin.train.checkpoint import load_checkpoint, save_checkpoint
 from worker.builtin.train.export import export_model, make_pipeline
 from worker.builtin.train.painting import PainterTraining
 from worker.builtin.train.parts import Painter, autoencoder_from, fresh_autoencoder, fresh_painter, painter_from
+from worker.builtin.train.processes import Place, find_place
 from worker.builtin.train.recipe import USUAL_SIZE, Recipe, Shares
 from worker.builtin.train.sitting import Sitting, make_sitting_wishes
 from worker.builtin.train.trials import (
@@ -62,20 +62,8 @@ CHANGEABLE: dict[str, Callable[[str], Any]] = {
     "worlds": partial(_shares, kind=str),
     "cool_down_share": float,
 }
+APART = "The processes were stopped while they saved, and their states are of different steps."
 console = Console()
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where this process stands among those that train together, and what it trains on."""
-
-    device: torch.device
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def leads(self) -> bool:
-        return self.rank == 0
 
 
 class Interrupted:
@@ -118,17 +106,16 @@ def main(arguments: Sequence[str] | None = None, recipe: Recipe | None = None) -
     asked = _parse(arguments)
     recipe = _changed(recipe or Recipe(), asked)
     quieten_libraries()
-    place = _place(asked.device)
+    place = find_place(asked.device)
     asked.out.mkdir(parents=True, exist_ok=True)
     if place.leads and not (asked.out / "tokenizer").is_dir():
         write_tokenizer(asked.out / "tokenizer", WORDS)
-    _wait_for_all(place)
+    place.wait_for_all()
     with Interrupted() as interrupted:
         autoencoder = _autoencoder(asked, recipe, place, interrupted)
         if autoencoder is not None:
             _train_painter(asked, recipe, place, interrupted, autoencoder)
-    if place.world_size > 1:
-        distributed.destroy_process_group()
+    place.leave()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -136,7 +123,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m worker.builtin.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for checkpoints, sample pictures and, in OUT/model, the result")
-    parser.add_argument("--weights", type=Path, metavar="MODEL", help="begin with this model's weights, not with none")
+    parser.add_argument("--weights", type=Path, metavar="MODEL", help="a new OUT begins with this model")
     parser.add_argument("--samples", type=int, default=3_000_000, help="pictures to learn from, all in all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--renderers", type=int, default=0, help="processes that draw scenes (a GPU wants 12 or so)")
@@ -154,39 +141,17 @@ def _changed(recipe: Recipe, asked: argparse.Namespace) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
-def _place(device_name: str) -> Place:
-    if not distributed.is_torchelastic_launched():
-        return Place(torch.device(device_name))
-    distributed.init_process_group("nccl" if device_name == "cuda" else "gloo")
-    rank = distributed.get_rank()
-    device = torch.device(device_name, rank) if device_name == "cuda" else torch.device(device_name)
-    return Place(device, rank, distributed.get_world_size())
-
-
-def _wait_for_all(place: Place) -> None:
-    if place.world_size > 1:
-        distributed.barrier()
-
-
-def _agreed(place: Place, *wishes: bool) -> list[bool]:
-    """For each wish: does any of the processes have it? They must stop and save after the same step."""
-    if place.world_size == 1:
-        return list(wishes)
-    votes = torch.tensor(wishes, dtype=torch.int32, device=place.device)
-    distributed.all_reduce(votes)
-    return [bool(vote) for vote in votes]
-
-
 def _autoencoder(asked: argparse.Namespace, recipe: Recipe, place: Place, interrupted: Interrupted) -> Any:
     """The finished one, trained by now if there was none; None when interrupted. Several processes do the same work."""
     finished, file = asked.out / "vae", asked.out / "autoencoder.pt"
+    if (finished / "config.json").is_file():
+        return autoencoder_from(finished)
     if asked.weights is not None:
         autoencoder = autoencoder_from(asked.weights / "vae")
+        place.wait_for_all()
         if place.leads:
             autoencoder.save_pretrained(finished)  # so that the training goes on without these weights, too
         return autoencoder
-    if (finished / "config.json").is_file():
-        return autoencoder_from(finished)
     training = AutoencoderTraining(recipe, fresh_autoencoder(recipe), place.device)
     state = load_checkpoint(file, place.device)
     if state is not None:
@@ -222,6 +187,9 @@ def _train_painter(
     state = load_checkpoint(file, place.device)
     if state is not None:
         training.load(state)
+    if not place.all_at(training.step):
+        raise SystemExit(f"{APART} Delete {asked.out}/painter-*.pt and begin with --weights {asked.out}/best.")
+    if state is not None and place.leads:
         console.print(f"going on after step {training.step}, {training.samples} samples", highlight=False)
     save_due, trial_due = Every(asked.save_minutes), Every(asked.trial_minutes)
     with _progress("painter", training.target_samples, training.samples, place) as show:
@@ -229,15 +197,15 @@ def _train_painter(
         while not training.is_done and not stop:
             loss = training.advance()
             show(training.samples, loss)
-            stop, save = _agreed(place, bool(interrupted), place.leads and save_due.is_due())
+            stop, save = place.agreed(bool(interrupted), place.leads and save_due.is_due())
             if save:
-                save_checkpoint(file, training.state())
+                save_checkpoint(file, training.state(), ready=place.wait_for_all)
             if place.leads and trial_due.is_due():
                 _try_out(asked, training)
-    save_checkpoint(file, training.state())
+    save_checkpoint(file, training.state(), ready=place.wait_for_all)
     if place.leads and training.is_done:
         _try_out(asked, training)
-    _wait_for_all(place)
+    place.wait_for_all()
 
 
 def _first_painter(asked: argparse.Namespace, recipe: Recipe) -> Painter:

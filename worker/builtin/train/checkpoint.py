@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(file: Path, state: dict[str, Any], *, ready: Callable[[], None] = lambda: None) -> None:
+    """`ready`: called when it is written and takes the place of the last one after that."""
     part = file.with_suffix(".part")
     torch.save(state, part)
+    ready()
     part.replace(file)
 
 

@@ -70,6 +70,9 @@ class Ring:
         return {"added": self._added} | {each.name: getattr(self._held, each.name) for each in fields(self._held)}
 
     def load(self, state: dict[str, Any]) -> None:
+        """One of another capacity stays as it is, and fills while the training goes on."""
+        if len(state["mask"]) != self._capacity:
+            return
         self._added = state["added"]
         for each in fields(self._held):
             getattr(self._held, each.name).copy_(state[each.name])
