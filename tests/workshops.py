@@ -27,7 +27,7 @@ from worker.inputs import Sources
 from worker.places import places_for
 from worker.safety import Safety
 from worker.settings import WorkerSettings
-from worker.tasks import Workshop
+from worker.workshop import Workshop
 
 SIZE = 256
 LEASE_SECONDS = 1.0

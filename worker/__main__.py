@@ -42,7 +42,8 @@ from worker.removals import Removals
 from worker.safety import Safety
 from worker.sample import Painting
 from worker.settings import WorkerSettings, worker_settings
-from worker.tasks import Painter, Workshop, give_back, register_ticket_task
+from worker.tasks import give_back, register_ticket_task
+from worker.workshop import Painter, Workshop
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from storage.model_catalog import ModelCatalog
 from worker.engine import EnginePulse
 from worker.removals import Removals
 from worker.sample import Painting
-from worker.tasks import Painter
+from worker.workshop import Painter
 
 Outcome = TypeVar("Outcome")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import worker.framing
-import worker.tasks
+import worker.repainting
 from storage.image_store import FolderImageStore
 from storage.job import InpaintJob
 from storage.job_store import JobStore
@@ -52,7 +52,7 @@ class Stopwatch:
 
 # Functions where they are called, methods where they are defined.
 TIMED: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (worker.tasks, ("open_inputs", "feather", "encode_png")),
+    (worker.repainting, ("open_inputs", "feather", "encode_png")),
     (worker.framing, ("scale_picture", "scale_part", "composite")),
     (Sample, ("decode",)),
     (FolderImageStore, ("put",)),

@@ -29,7 +29,8 @@ from tests.tiny_models import make_tiny_model, tiny_entry
 from tests.workshops import Scene, a_mask, a_picture, png_of
 from worker.engine import open_engine
 from worker.settings import WorkerSettings
-from worker.tasks import Workshop, work_off_ticket
+from worker.tasks import work_off_ticket
+from worker.workshop import Workshop
 
 pytestmark = LIBRARY_WARNINGS
 

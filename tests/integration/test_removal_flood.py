@@ -20,7 +20,8 @@ from worker.painters import Painters
 from worker.places import places_for
 from worker.removals import Removals
 from worker.settings import WorkerSettings
-from worker.tasks import Workshop, work_off_ticket
+from worker.tasks import work_off_ticket
+from worker.workshop import Workshop
 
 MASK = np.where(disc(), 255, 0).astype(np.uint8)
 

@@ -11,7 +11,8 @@ import pytest
 from storage.addons import Addons, Embedding, IpAdapter
 from storage.job import InpaintJob, IpAdapterUse, JobStatus
 from tests.workshops import SIZE, Scene, a_picture, png_of
-from worker.tasks import Workshop, work_off_ticket
+from worker.tasks import work_off_ticket
+from worker.workshop import Workshop
 
 EMBEDDINGS = tuple(Embedding(name, (), name, "sd", Path(f"{name}.safetensors"), name) for name in ("one", "two"))
 ADAPTER = IpAdapter("face", (), "face", "sd", Path("face.safetensors"), Path("encoder"))

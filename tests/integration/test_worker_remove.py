@@ -16,7 +16,8 @@ from tests.removal_scene import SIDE, assert_gone, disc, wall, with_thing
 from tests.workshops import Scene
 from worker.painters import Painters
 from worker.removals import Removals
-from worker.tasks import Workshop, work_off_ticket
+from worker.tasks import work_off_ticket
+from worker.workshop import Workshop
 
 MASK = np.where(disc(), 255, 0).astype(np.uint8)
 
