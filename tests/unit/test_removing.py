@@ -103,6 +103,8 @@ def hostile_masks(size: int) -> dict[str, NDArray[np.bool_]]:
         "sparse noise": rng.random((size, size)) < 0.05,
         "dense noise": rng.random((size, size)) < 0.95,
         "one pixel": (y == 0) & (x == 0),
+        "a thin ring kept": abs(np.hypot(y - size / 2, x - size / 2) - 0.4 * size) > size / 29,
+        "a wavy band kept": abs(y - size / 2 - size / 5 * np.sin(12 * x / size)) > size / 20,
     }
 
 
@@ -114,6 +116,14 @@ def test_hostile_masks_are_filled_in_bounded_time(name: str) -> None:
     result = fill(picture, hole, seed=1)
     assert time.process_time() - start < 8
     assert np.array_equal(result[~hole], picture[~hole])
+
+
+@pytest.mark.parametrize("name", hostile_masks(8))
+def test_nothing_is_copied_from_hostile_masks(name: str) -> None:
+    hole = hostile_masks(160)[name]
+    one, other = bricks(160, 160), bricks(160, 160)
+    one[hole], other[hole] = (255, 0, 255), (0, 255, 0)
+    assert np.array_equal(fill(one, hole, seed=1), fill(other, hole, seed=1))
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (3, 3), (7, 200), (65, 33)])

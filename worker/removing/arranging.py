@@ -63,7 +63,7 @@ def arrange(
         own, beside = INHERITED_BY_FINEST if size <= FINEST else next(plan, INHERITED[-1])
         cells = cut(scene.hole, size)
         varied = size == VARIED_SIZE and len(cells) <= MAX_VARIED_CELLS
-        codes = _inherit(ranking, cells, own=own, beside=beside, varied=varied)
+        codes = _possible(scene, cells, _inherit(ranking, cells, own=own, beside=beside, varied=varied))
         ranking = _solve(scene, cells, _with_nearest(scene, cells, codes), check)
     return decode(ranking.codes[:, 0])
 
@@ -96,6 +96,14 @@ def _inherit(parents: Ranking, cells: Cells, *, own: int, beside: int, varied: b
     return np.where(repeated, NOTHING, codes)
 
 
+def _possible(scene: Scene, cells: Cells, codes: Whole) -> Whole:
+    """Without those that would copy from the hole. A cell's first is its parent's best, and right for all of that."""
+    valid = codes != NOTHING
+    to_check = np.nonzero(valid[:, 1:].any(axis=1))[0]
+    valid[to_check] &= valid_moves(scene, cells, to_check, decode(codes[to_check]))
+    return np.where(valid, codes, NOTHING)
+
+
 def _with_nearest(scene: Scene, cells: Cells, codes: Whole) -> Whole:
     """Cells without any choice get the nearest square that can fill them."""
     lacking = np.nonzero((codes == NOTHING).all(axis=1))[0]
@@ -116,16 +124,17 @@ def _solve(
     rng: np.random.Generator | None = None,
     rarity: Floats | None = None,
 ) -> Ranking:
-    """Rank each cell's choices (n, k). With `rng` all cells have the same ones, and several tries are made."""
-    offsets = decode(codes)
+    """Rank each cell's choices (n, k).
+
+    With `rng` all cells are offered the same ones, not all of which are possible, and several tries are made.
+    """
     valid = codes != NOTHING
-    to_check = cells.everyone if rng else np.nonzero(valid.sum(axis=1) > 1)[0]
-    valid[to_check] &= valid_moves(scene, cells, to_check, offsets[to_check])
-    if rng is None:
+    if rng:
+        valid &= valid_moves(scene, cells, cells.everyone, decode(codes))
+    else:
         # Few cells have as many choices as there is room for.
         kept = np.argsort(~valid, axis=1, kind="stable")[:, : max(1, int(valid.sum(axis=1).max()))]
         codes, valid = np.take_along_axis(codes, kept, axis=1), np.take_along_axis(valid, kept, axis=1)
-        offsets = np.take_along_axis(offsets, kept[..., None], axis=1)
     check()
     settled = NOTHING * np.ones(len(cells), np.int64)
     if codes.shape[1]:
