@@ -13,7 +13,8 @@ from storage.model_catalog import ModelEntry, NoWeights, SingleFile
 WORDS_FILE = "words.json"
 MAX_NAMED = 20
 MAX_NAMED_CHARS = 40
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_POSSESSIVE = re.compile(r"['’]s$")
 
 
 def unknown_words(entry: ModelEntry, texts: Iterable[str], taught: Iterable[str] = ()) -> list[str]:
@@ -30,11 +31,12 @@ def unknown_words(entry: ModelEntry, texts: Iterable[str], taught: Iterable[str]
         return []
     known = _read_words(file) | set(_words(taught))
     said = dict.fromkeys(_words(texts))
-    return [word[:MAX_NAMED_CHARS] for word in said if word not in known][:MAX_NAMED]
+    unknown = [word for word in said if word not in known and not known.issuperset(word.split("-"))]
+    return [word[:MAX_NAMED_CHARS] for word in unknown][:MAX_NAMED]
 
 
 def _words(texts: Iterable[str]) -> list[str]:
-    return [word for text in texts for word in _WORD.findall(text.lower())]
+    return [_POSSESSIVE.sub("", word) for text in texts for word in _WORD.findall(text.lower())]
 
 
 @functools.lru_cache(maxsize=16)

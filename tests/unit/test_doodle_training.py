@@ -22,7 +22,7 @@ from storage.model_catalog import Folder, load_catalog
 from storage.settings import StorageSettings
 from tests.painting import LIBRARY_WARNINGS, load_on_cpu, make_painting, running_engine
 from worker.builtin.train.__main__ import main
-from worker.builtin.train.captions import WORDS
+from worker.builtin.train.captions import KNOWN_WORDS, WORDS
 from worker.builtin.train.checkpoint import load_checkpoint, save_checkpoint
 from worker.builtin.train.growing import grown
 from worker.builtin.train.latents import Ring, encode_scenes
@@ -93,7 +93,7 @@ def test_one_command_trains_goes_on_and_leaves_a_model_that_paints(tmp_path: Pat
 
     doodle = load_catalog(StorageSettings(models_file=None)).default
     entry = dataclasses.replace(doodle, id="trained", source=Folder(out / "model"))
-    assert set(json.loads((out / "model" / "words.json").read_text())) == set(WORDS)
+    assert set(json.loads((out / "model" / "words.json").read_text())) == set(KNOWN_WORDS)
     assert "inpaintd" not in (out / "model" / "unet" / "config.json").read_text()
     with running_engine(entry, load=load_on_cpu) as engine:
         [picture] = engine.paint(make_painting("trained", prompt="a red circle", num_inference_steps=2))

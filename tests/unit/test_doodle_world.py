@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from worker.builtin.train.backgrounds import BACKGROUNDS, PHOTO, make_ground
-from worker.builtin.train.captions import WORDS
+from worker.builtin.train.captions import KNOWN_WORDS, WORDS
 from worker.builtin.train.drawing import Place, rectangle
 from worker.builtin.train.figures import Box, draw_on_a_bench
 from worker.builtin.train.judging import colour_share, look_at
@@ -55,6 +57,13 @@ def test_captions_are_made_of_the_worlds_words() -> None:
     said = [word for scene in scenes(WIDE, 600) for word in scene.caption.split()]
     unknown = [word for word in said if word not in WORDS]
     assert 0 < len(unknown) < 0.02 * len(said)  # the words that nobody knows are meant
+
+
+def test_every_word_that_counts_as_known_is_said_often_or_says_nothing() -> None:
+    said = Counter(word for world in WORLDS.values() for scene in scenes(world, 2500) for word in scene.caption.split())
+    never = {word for word in KNOWN_WORDS if not said[word]}
+    assert never <= {"at", "in", "the", "with"}
+    assert not any(said[word] for word in set(WORDS) - set(KNOWN_WORDS))
 
 
 def test_the_wide_world_names_all_there_is_with_relations() -> None:

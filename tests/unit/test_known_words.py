@@ -17,6 +17,7 @@ def test_the_doodle_knows_its_world_and_names_the_rest_once_in_order() -> None:
     assert unknown_words(DOODLE, ["A red circle, on a BLUE background!"]) == []
     assert unknown_words(DOODLE, ["a zebra and a tiger, a Zebra"]) == ["zebra", "tiger"]
     assert unknown_words(DOODLE, ["a red fox", "a 3d café"]) == ["fox", "d", "café"]
+    assert unknown_words(DOODLE, ["the cat's t-shirt, a cat’s red-blue house"]) == ["t-shirt"]
 
 
 def test_the_words_of_textual_inversions_are_known_to_the_job() -> None:

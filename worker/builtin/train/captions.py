@@ -1,4 +1,4 @@
-"""Captions as people would write them, and every word that occurs in one."""
+"""Captions as people would write them, and the words that have a token."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ EMPTY_CAPTIONS = ("background", "empty background", "nothing", "clean background
 OPENINGS = ("a photo of", "a picture of", "a drawing of", "an image of", "painting of", "draw", "there is")
 PLURALS = {"cross": "crosses", "fish": "fish", "bench": "benches"}
 
-# Words of no figure's or ground's own; some serve negative prompts only.
+# Words of no figure's or ground's own.
 OTHER_WORDS = (
     "a an and on in of the at with under over above below next to left right small big large plain background sunset"
     " sunrise sky night grass sand beach water sea ocean wood wooden stripes striped planks bricks brick wall"
     " checkerboard dots field photo picture drawing image painting draw there is empty nothing clean remove shape"
     " shapes object horizontal vertical diagonal blurry bad quality low ugly texture text watermark dark light bright"
     " colorful sitting beside"
+)
+# Those of them that no caption holds yet: they have a token, and no meaning.
+NEVER_SAID = (
+    "beach sea ocean sunrise brick wall striped texture shapes object text watermark blurry bad quality low ugly dark"
+    " light bright colorful large left right"
 )
 
 
@@ -29,6 +34,7 @@ def plural(name: str) -> str:
 
 
 WORDS = tuple(sorted({*COLOUR_NAMES, *SHAPES, *THING_NAMES, *map(plural, SHAPES + THING_NAMES), *OTHER_WORDS.split()}))
+KNOWN_WORDS = tuple(word for word in WORDS if word not in NEVER_SAID.split())
 
 
 def with_article(words: str) -> str:

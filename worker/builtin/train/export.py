@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 
-from worker.builtin.train.captions import WORDS
+from worker.builtin.train.captions import KNOWN_WORDS
 from worker.builtin.train.parts import Painter
 from worker.builtin.train.recipe import SCHEDULER
 from worker.builtin.train.words import save_tokenizer
@@ -49,4 +49,4 @@ def export_model(folder: Path, painter: Painter, autoencoder: Any) -> None:
     pipeline = make_pipeline(Painter(unet, text_encoder, painter.tokenizer), tiny)
     pipeline.save_pretrained(folder, safe_serialization=True)
     save_tokenizer(folder / "tokenizer", painter.tokenizer)
-    (folder / WORDS_FILE).write_text(json.dumps(list(WORDS)) + "\n")
+    (folder / WORDS_FILE).write_text(json.dumps(list(KNOWN_WORDS)) + "\n")
