@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -164,16 +165,24 @@ class _Process:
     """A process of `worker.removing`. It ends by itself when this one does: then its lifeline closes."""
 
     def __init__(self) -> None:
+        """Raises OutOfMemory where there is no room for another process."""
         lifeline, self._lifeline = os.pipe()
-        self._process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", "worker.removing", str(lifeline)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=[lifeline],
-            env={**os.environ, **ONE_THREAD},
-        )
-        os.close(lifeline)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-m", "worker.removing", str(lifeline)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=[lifeline],
+                env={**os.environ, **ONE_THREAD},
+            )
+        except OSError as error:
+            os.close(self._lifeline)
+            if error.errno in (errno.ENOMEM, errno.EAGAIN):
+                raise OutOfMemory from error
+            raise
+        finally:
+            os.close(lifeline)
         if self._process.stdin is None or self._process.stdout is None:
             raise AssertionError("both were asked for")
         self._input, self._output = self._process.stdin.fileno(), self._process.stdout.fileno()

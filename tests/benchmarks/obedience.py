@@ -143,7 +143,7 @@ def obedience(studio: Studio, count: int) -> Iterator[Row]:
     ):
         yield Row(
             part="obeys",
-            measured=f"{what}, {count} prompts at {studio.size} pixels",
+            measured=f"{what}, {len(wishes)} prompts at {studio.size} pixels",
             figure=f"{share:.3f}",
             aim=f">= {aim:.2f}",
             met=share >= aim,
@@ -152,6 +152,7 @@ def obedience(studio: Studio, count: int) -> Iterator[Row]:
     by_shape = {
         shape: judge(*zip(*(pair for pair in zip(wishes, parts, strict=True) if pair[0].shape == shape), strict=True))
         for shape in SHAPES
+        if any(wish.shape == shape for wish in wishes)
     }
     yield Row(
         part="obeys",
@@ -165,12 +166,11 @@ def sitting(studio: Studio, count: int) -> Iterator[Row]:
     wishes = held_out_sitting_wishes(count)
     parts = studio.parts(Prompt(wish.prompt, wish.seed) for wish in wishes)
     for sitter in SITTERS:
-        seen = judge_sitting(
-            *zip(*(pair for pair in zip(wishes, parts, strict=True) if pair[0].sitter == sitter), strict=True)
-        )
+        pairs = [pair for pair in zip(wishes, parts, strict=True) if pair[0].sitter == sitter]
+        seen = judge_sitting(*zip(*pairs, strict=True))
         yield Row(
             part="sits",
-            measured=f"a {sitter} sitting on a bench, {count // len(SITTERS)} prompts",
+            measured=f"a {sitter} sitting on a bench, {len(pairs)} prompts",
             figure=f"{seen.on_it:.3f} (bench {seen.bench:.2f}, {sitter} {seen.sitter:.2f})",
             aim=f">= {SHAPE_AIM:.2f}",
             met=seen.on_it >= SHAPE_AIM,
@@ -225,7 +225,7 @@ def guidance(studio: Studio, count: int) -> Row:
     ]
     return Row(
         part="guidance",
-        measured=f"mean of the three figures at {', '.join(map(str, GUIDANCE_SCALES))}, {count} prompts",
+        measured=f"mean of the three figures at {', '.join(map(str, GUIDANCE_SCALES))}, {len(wishes)} prompts",
         figure=", ".join(f"{mean:.2f}" for mean in means),
         aim="4 above 1",
         met=means[1] > means[0],
@@ -294,7 +294,7 @@ def main() -> int:
             rows += [*obedience(studio, asked.prompts), *sitting(studio, max(8, asked.prompts // 5))]
         if asked.only is None:
             few = max(12, asked.prompts // 10)
-            rows += [*negatives(studio, range(few)), strengths(studio), guidance(studio, few)]
+            rows += [*negatives(studio, range(few)), strengths(studio), guidance(studio, asked.guidance_prompts)]
         if asked.only != "obedience":
             rows += times(entry, engine)
         if asked.out is not None:
@@ -311,6 +311,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=256, help="pixels along the sides of the results")
     parser.add_argument("--work-at", type=int, metavar="PIXELS", help="the model's largest size, instead of doodle's")
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--guidance-prompts", type=int, default=80)
     parser.add_argument("--threads", type=int, default=1, help="for the arithmetic")
     parser.add_argument("--only", choices=("obedience", "times"))
     return parser.parse_args()

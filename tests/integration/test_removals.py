@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -58,7 +59,7 @@ def until(condition: Any) -> None:
 
 
 def begun(removals: Removals, painting: Painting) -> tuple[threading.Thread, list[BaseException]]:
-    """The painting in a thread, once its process has told of a stage; what it raises goes into the list."""
+    """The painting in a thread, once there is a process for it; what it raises goes into the list."""
     raised: list[BaseException] = []
 
     def paint() -> None:
@@ -182,12 +183,40 @@ def test_a_deadline_is_kept_while_an_idle_process_does_not_answer(removals: Remo
     assert child not in children()
 
 
+def test_no_room_for_another_process_is_told_as_such(removals: Removals, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "no room")
+
+    list(removals.paint_each(a_removal()))
+    removals.stop()
+    again = Removals(1)
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(OutOfMemory):
+        list(again.paint_each(a_removal()))
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
+def test_a_lower_limit_of_memory_stays(removals: Removals) -> None:
+    program = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n" + PARENT_OF_ONE
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "painted\n", done.stderr
+
+
 def test_a_mask_over_everything_names_the_mask(removals: Removals) -> None:
     with pytest.raises(NothingToContinue) as failed:
         list(removals.paint_each(a_removal(mask=np.full_like(disc(), 255, np.uint8))))
     assert failed.value.field == "mask_image"
 
 
+PARENT_OF_ONE = """
+from tests.integration.test_removals import a_removal
+from worker.removals import Removals
+removals = Removals(1)
+for _ in removals.paint_each(a_removal()):
+    print("painted", flush=True)
+removals.stop()
+"""
 PARENT = """
 from tests.integration.test_removals import a_long_removal
 from worker.removals import Removals

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from storage.job import InpaintJob, JobStatus
+from tests.fake_engine import FakeEngine
 from tests.removal_scene import SIDE, assert_gone, disc, wall, with_thing
 from tests.workshops import Scene
 from worker.painters import Painters
@@ -28,10 +29,16 @@ def scene(redis_url: str, tmp_path: Path) -> Scene:
 
 
 @pytest.fixture
-def workshop(scene: Scene) -> Iterator[Workshop]:
+def engine(scene: Scene) -> FakeEngine:
+    """The one beside the removals."""
+    return scene.engine
+
+
+@pytest.fixture
+def workshop(scene: Scene, engine: FakeEngine) -> Iterator[Workshop]:
     plain = scene.workshop(feather_pixels=4)
     removals = Removals(1)
-    painters = Painters(scene.engine, removals, plain.catalog)
+    painters = Painters(engine, removals, plain.catalog)
     scene.engine = painters  # type: ignore[assignment]  # what a worker puts there
     yield scene.workshop(feather_pixels=4)
     removals.stop()
@@ -101,9 +108,12 @@ def test_a_removal_that_takes_too_long_is_timed_out(scene: Scene) -> None:
     assert done.failure.code == "timed_out"
 
 
-def test_the_engine_has_no_part_in_it_and_its_pulse_is_its_own(scene: Scene, workshop: Workshop) -> None:
+def test_the_engine_has_no_part_in_it_and_its_pulse_is_its_own(
+    scene: Scene, workshop: Workshop, engine: FakeEngine
+) -> None:
     assert workshop.engine.pulse().activity == "idle"
     assert "remove" in workshop.engine.resident_models()
     submitted(scene)
     work_off_ticket(workshop)
+    assert engine.paintings == []
     assert scene.deaths == []

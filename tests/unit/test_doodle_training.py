@@ -145,7 +145,7 @@ def test_two_processes_train_one_model_and_go_on_only_from_the_same_step(tmp_pat
     torch.save({**second, "step": second["step"] - 1}, files[1])
     refused = train_together(tmp_path, 48)
     assert refused.returncode != 0
-    assert f"begin with --weights {tmp_path}/best" in refused.stderr
+    assert f"begin with --weights {tmp_path}/model" in refused.stderr
 
 
 def test_a_training_goes_on_with_batches_of_another_size(tokenizer: Path) -> None:

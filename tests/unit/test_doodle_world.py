@@ -123,6 +123,13 @@ def test_the_judge_is_not_misled_by_a_smear_beside_the_figure() -> None:
         assert look_at(picture).shape == name
 
 
+def test_the_judge_sees_no_shape_in_hairlines() -> None:
+    picture = np.full((64, 64, 3), COLOURS["white"], np.uint8)
+    picture[10:-10, 20:50:6] = COLOURS["red"]
+    seen = look_at(picture)
+    assert (seen.colour, seen.shape) == ("red", None)
+
+
 def test_the_judge_sees_no_figure_on_an_empty_background() -> None:
     seen = look_at(np.full((64, 64, 3), COLOURS["green"], np.uint8))
     assert (seen.background, seen.colour, seen.shape) == ("green", None, None)

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from tests.removal_scene import disc, wall, with_thing
 from worker.removing import __main__ as removing_program
 from worker.removing.arranging import decode, encode
-from worker.removing.fill import STAGES, NothingToContinue, fill
+from worker.removing.fill import MAX_COSTS, STAGES, NothingToContinue, fill
 from worker.removing.labelling import Links, Pairs, propagate
 from worker.removing.smoothing import smooth_over
 from worker.removing.wire import Answer, Request, read_answer
 
 SIZE = 128
+SHIPPED_MAX_COSTS = MAX_COSTS
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +110,8 @@ def hostile_masks(size: int) -> dict[str, NDArray[np.bool_]]:
 
 
 @pytest.mark.parametrize("name", hostile_masks(8))
-def test_hostile_masks_are_filled_in_bounded_time(name: str) -> None:
+def test_hostile_masks_are_filled_in_bounded_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.removing.fill.MAX_COSTS", SHIPPED_MAX_COSTS)
     picture = bricks(200, 200)
     hole = hostile_masks(200)[name]
     start = time.process_time()

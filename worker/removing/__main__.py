@@ -22,8 +22,7 @@ def main(lifeline: int, requests: BinaryIO, answers: BinaryIO) -> None:
     # A stop is the worker's to hear: what it still lets run goes on.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, hard_limit))
+    _limit_memory()
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     cv2.setNumThreads(1)
     while (request := read_request(requests)) is not None:
@@ -31,6 +30,12 @@ def main(lifeline: int, requests: BinaryIO, answers: BinaryIO) -> None:
             _remove(request, answers)
         else:
             write_answer(answers, Answer.READY)
+
+
+def _limit_memory() -> None:
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+    bytes_at_most = MEMORY_LIMIT_BYTES if hard_limit == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard_limit)
+    resource.setrlimit(resource.RLIMIT_AS, (bytes_at_most, hard_limit))
 
 
 def _remove(request: Request, answers: BinaryIO) -> None:

@@ -44,6 +44,7 @@ from worker.loading import quieten_libraries
 SECONDS_PER_MINUTE = 60
 LOSSES_SHOWN = 100
 TRIAL_SEED = 20  # the benchmark's wishes have another
+MOST_WISHES = 60
 
 
 def _shares(text: str, kind: Callable[[str], Any]) -> Shares:
@@ -62,7 +63,7 @@ CHANGEABLE: dict[str, Callable[[str], Any]] = {
     "worlds": partial(_shares, kind=str),
     "cool_down_share": float,
 }
-APART = "The processes were stopped while they saved, and their states are of different steps."
+APART = "The processes' states are of different steps: they were stopped while they saved, or there were fewer of them."
 console = Console()
 
 
@@ -130,10 +131,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=3)
     parser.add_argument("--trial-minutes", type=float, default=15, help="between sample pictures")
     parser.add_argument("--trial-size", type=int, default=USUAL_SIZE, help="of sample pictures, in pixels")
-    parser.add_argument("--trial-wishes", type=int, default=60, help="prompts painted and judged in a trial")
+    parser.add_argument(
+        "--trial-wishes", type=int, default=60, help=f"prompts painted and judged, {MOST_WISHES} at most"
+    )
     for name, kind in CHANGEABLE.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"instead of {getattr(Recipe(), name)}")
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    if not 0 <= asked.trial_wishes <= MOST_WISHES:
+        parser.error(
+            f"--trial-wishes: 0 to {MOST_WISHES}; the benchmark of obedience keeps its own prompts apart from those"
+        )
+    return asked
 
 
 def _changed(recipe: Recipe, asked: argparse.Namespace) -> Recipe:
@@ -142,7 +150,10 @@ def _changed(recipe: Recipe, asked: argparse.Namespace) -> Recipe:
 
 
 def _autoencoder(asked: argparse.Namespace, recipe: Recipe, place: Place, interrupted: Interrupted) -> Any:
-    """The finished one, trained by now if there was none; None when interrupted. Several processes do the same work."""
+    """The finished one, trained by now if there was none; None when interrupted.
+
+    Several processes do the same work, and go on with what the leading one has made of it.
+    """
     finished, file = asked.out / "vae", asked.out / "autoencoder.pt"
     if (finished / "config.json").is_file():
         return autoencoder_from(finished)
@@ -158,16 +169,19 @@ def _autoencoder(asked: argparse.Namespace, recipe: Recipe, place: Place, interr
         training.load(state)
     save_due = Every(asked.save_minutes)
     with _progress("autoencoder", training.total_steps, training.step, place) as show:
-        while not training.is_done and not interrupted:
+        stop = False
+        while not training.is_done and not stop:
             loss = training.advance()
             show(training.step, loss)
+            (stop,) = place.agreed(bool(interrupted))
             if place.leads and save_due.is_due():
                 save_checkpoint(file, training.state())
     if place.leads:
         save_checkpoint(file, training.state())
         if training.is_done:
             training.autoencoder.save_pretrained(finished)
-    return training.autoencoder if training.is_done else None
+    place.wait_for_all()
+    return autoencoder_from(finished).to(place.device) if training.is_done else None
 
 
 def _train_painter(
@@ -188,9 +202,11 @@ def _train_painter(
     if state is not None:
         training.load(state)
     if not place.all_at(training.step):
-        raise SystemExit(f"{APART} Delete {asked.out}/painter-*.pt and begin with --weights {asked.out}/best.")
+        raise SystemExit(f"{APART} Delete {asked.out}/painter-*.pt and begin with --weights {asked.out}/model.")
     if state is not None and place.leads:
         console.print(f"going on after step {training.step}, {training.samples} samples", highlight=False)
+    elif place.leads and asked.weights is not None:
+        _try_out(asked, training)
     save_due, trial_due = Every(asked.save_minutes), Every(asked.trial_minutes)
     with _progress("painter", training.target_samples, training.samples, place) as show:
         stop = False
@@ -229,10 +245,11 @@ def _try_out(asked: argparse.Namespace, training: PainterTraining) -> None:
         )
         export_model(asked.out / "model", painter, training.autoencoder)
         score = (3 * obedience.mean + sitting.on_it) / 4
-        if score > _best_so_far(asked.out):
+        trial = f"{len(wishes)} prompts at {size} pixels"
+        if score > _best_so_far(asked.out, trial):
             export_model(asked.out / "best", painter, training.autoencoder)
     line = (
-        f"{training.samples} samples, {len(wishes)} prompts at {size} pixels: {obedience};"
+        f"{training.samples} samples, {trial}: {obedience};"
         f" {len(sitting_wishes)} of something sitting on a bench: {sitting}"
     )
     console.print(line, highlight=False)
@@ -240,10 +257,11 @@ def _try_out(asked: argparse.Namespace, training: PainterTraining) -> None:
         log.write(f"{score:.4f} {line}\n")
 
 
-def _best_so_far(out: Path) -> float:
+def _best_so_far(out: Path, trial: str) -> float:
+    """In trials like this one."""
     log = out / "obedience.log"
     lines = log.read_text().splitlines() if log.is_file() else []
-    return max((float(line.split()[0]) for line in lines), default=-1.0)
+    return max((float(line.split()[0]) for line in lines if f" {trial}:" in line), default=-1.0)
 
 
 @contextmanager

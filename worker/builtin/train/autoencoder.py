@@ -36,10 +36,8 @@ class AutoencoderTraining:
         return self.step >= self.total_steps
 
     def advance(self) -> float:
-        """One step; its loss. The first one after which the encoder is left alone fixes the latents' scale."""
+        """One step; its loss. The last one before the encoder is left alone fixes the latents' scale."""
         joint = self.step < self.recipe.vae_joint_steps
-        if self.step == self.recipe.vae_joint_steps:
-            self._fix_scale()
         self.autoencoder.encoder.requires_grad_(joint)
         pictures = self._pictures(self.step)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -54,6 +52,8 @@ class AutoencoderTraining:
         torch.autograd.backward(loss)
         self._optimiser.step()
         self.step += 1
+        if self.step == self.recipe.vae_joint_steps:
+            self._fix_scale()
         return float(loss.detach())
 
     def state(self) -> dict[str, Any]:

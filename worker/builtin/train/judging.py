@@ -55,11 +55,8 @@ def look_at(picture: Picture) -> Seen:
     figure_lab = np.median(different[_nearest(different) == COLOUR_NAMES.index(colour)], axis=0)
     figure = np.linalg.norm(lab - figure_lab, axis=-1) < distance
     opened = cv2.morphologyEx(figure.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    return Seen(background, colour, likest_shape(largest_area(opened)))
-
-
-def likest_shape(figure: Outline) -> str:
-    return likest(figure, TEMPLATES)
+    shape = likest(largest_area(opened), TEMPLATES) if opened.any() else None  # hairlines are none
+    return Seen(background, colour, shape)
 
 
 def likest(figure: Outline, templates: Templates) -> str:

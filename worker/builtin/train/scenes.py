@@ -30,7 +30,7 @@ class World:
     backgrounds: tuple[str, ...]
     """Each as often as it stands here."""
     figure_share: float
-    """The other scenes are half textures and half removals."""
+    """The other scenes are textures and removals."""
     thing_share: float
     """Of single figures, things; the others are shapes."""
     single_share: float
@@ -41,7 +41,7 @@ class World:
     rectangle_share: float
     """Of the masks that are not the whole picture."""
     mask_reach: tuple[float, float]
-    """Least and most of the picture's sides."""
+    """Least and most of the picture's sides, of masks as high as wide; of the others the least, and 0.9 at most."""
 
 
 WIDE = World(
