@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.benchmarks.figures import Row, markdown, milliseconds, quantile
 from tests.benchmarks.latency import Times
+from tests.benchmarks.obedience import Prompt, held_out_wishes, obedience
 from tests.benchmarks.pictures import as_png, from_png, middle_mask, photograph_like
+from tests.unit.test_doodle_world import drawn
+from worker.builtin.train.__main__ import MOST_WISHES, TRIAL_SEED
+from worker.builtin.train.shapes import SHAPES
+from worker.builtin.train.trials import Wish, make_wishes
 
 
 def test_a_quantile_is_the_smallest_value_that_so_many_do_not_exceed() -> None:
@@ -30,6 +38,35 @@ def test_every_row_of_the_table_has_all_columns_in_line() -> None:
     assert lines[3].replace(" ", "") == "|b|submits|300/s|–|–|–|–|"
     assert len({len(line) for line in lines}) == 1
     assert all(line.count("|") == 8 for line in lines)
+
+
+class DrawnStudio:
+    """Paints what the prompt of each of these wishes asks for, by hand; `swapped`: what the next one asks for."""
+
+    size = 96
+
+    def __init__(self, wishes: Sequence[Wish], *, swapped: bool = False) -> None:
+        shown = [*wishes[1:], wishes[0]] if swapped else wishes
+        self._by_prompt = dict(zip((wish.prompt for wish in wishes), shown, strict=True))
+
+    def parts(self, prompts: Iterable[Prompt]) -> list[NDArray[np.uint8]]:
+        wishes = [self._by_prompt[prompt.text] for prompt in prompts]
+        return [drawn(wish.colour, wish.shape, wish.background, wish.seed) for wish in wishes]
+
+
+@pytest.mark.parametrize(("count", "swapped"), [(4, False), (30, False), (30, True)])
+def test_the_benchmark_of_obedience_counts_what_is_seen(count: int, swapped: bool) -> None:
+    wishes = held_out_wishes(count)
+    *shares, by_shape = obedience(DrawnStudio(wishes, swapped=swapped), count)  # type: ignore[arg-type]  # all it needs
+    assert [row.met for row in shares] == [not swapped] * 3
+    assert set(by_shape.values) == {wish.shape for wish in wishes}
+
+
+def test_held_out_prompts_are_none_that_weights_are_chosen_by_and_have_every_shape_as_often() -> None:
+    wishes = held_out_wishes(200)
+    assert len({wish.prompt for wish in wishes}) == 200
+    assert not {wish.prompt for wish in wishes} & {wish.prompt for wish in make_wishes(MOST_WISHES, TRIAL_SEED)}
+    assert {sum(wish.shape == shape for wish in wishes) for shape in SHAPES} == {20}
 
 
 def test_a_missed_aim_says_no() -> None:
