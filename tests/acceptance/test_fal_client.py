@@ -181,6 +181,19 @@ def test_without_a_prompt_a_thing_is_taken_away(fal: ModuleType, client: Any, se
     removal_scene.assert_gone(np.asarray(downloaded(service, result["image"]["url"])))
 
 
+def test_with_an_empty_prompt_doodle_continues_the_surroundings(fal: ModuleType, client: Any, service: Service) -> None:
+    sky = Image.new("RGB", (SIDE, SIDE), (120, 180, 240))
+    marked, mask = sky.copy(), Image.new("L", (SIDE, SIDE))
+    marked.paste((215, 30, 35), HOLE)
+    mask.paste(255, HOLE)
+    urls = {name: fal.encode_image(each, "png") for name, each in (("image_url", marked), ("mask_url", mask))}
+    result = client.run(APP, arguments=arguments(fal, prompt="", num_inference_steps=20, **urls))
+    # Within the rim where the old shines through.
+    inner = (HOLE[0] + 8, HOLE[1] + 8, HOLE[2] - 8, HOLE[3] - 8)
+    painted = downloaded(service, result["image"]["url"]).crop(inner)
+    assert np.abs(np.asarray(painted).astype(int) - np.asarray(sky.crop(inner))).mean() < 15
+
+
 def test_no_steps_give_the_input_back(fal: ModuleType, client: Any, service: Service) -> None:
     result = client.run(APP, arguments=arguments(fal, num_inference_steps=0))
     assert downloaded(service, result["image"]["url"]).tobytes() == scene()[0].tobytes()

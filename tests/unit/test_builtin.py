@@ -17,6 +17,7 @@ from storage.model_catalog import Folder, load_catalog
 from storage.settings import StorageSettings
 from tests.painting import LIBRARY_WARNINGS, load_on_cpu, load_stock, make_painting, paint_stock, running_engine
 from worker.engine import Engine, Painting
+from worker.framing import frame_for
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -113,6 +114,20 @@ def test_the_colour_lands_where_the_mask_is(engine: Engine) -> None:
     red = picture[..., 0].astype(int) > picture[..., 1:].max(axis=-1).astype(int) + 60
     assert red[:, : SIZE // 2].mean() > 0.9
     assert red[:, SIZE // 2 :].mean() < 0.1
+
+
+@pytest.mark.parametrize("size", [(64, 64), (72, 200), (248, 136), (264, 328), (504, 256), (512, 512)])
+def test_every_size_in_steps_of_8_is_painted(engine: Engine, size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(5).integers(100, 156, (*size, 3), dtype=np.uint8)
+    mask = np.zeros(size, np.uint8)
+    mask[size[0] // 4 : -size[0] // 4, size[1] // 4 : -size[1] // 4] = 255
+    frame = frame_for(mask, DOODLE)
+    asked = ask("red background", picture=frame.picture_for_model(picture), mask=frame.mask_for_model(mask), seeds=(1,))
+    [painted] = engine.paint(asked)
+    result = frame.paste(painted, picture, mask).astype(int)
+    red = result[..., 0] > result[..., 1:].max(axis=-1) + 60
+    assert red[mask > 0].mean() > 0.85
+    assert np.array_equal(result[mask == 0], picture[mask == 0])
 
 
 def test_without_a_prompt_the_surroundings_go_on(engine: Engine) -> None:
